@@ -1,0 +1,110 @@
+"""A keyed permutation of [0, n): any position of a shuffle in O(1), nothing sorted or stored."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ROUNDS = 12
+
+
+def permute(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
+  """Where a shuffle of [0, n) that ``key`` names puts the positions ``index``.
+
+  A generalised Feistel network over Z_a x Z_b, a and b near the square root of
+  n, applied again to whatever lands in [n, ab): less than a of ab values.
+
+  Elementwise in ``index``, so any sharding gives the same.
+
+  Args:
+    key: typed key; one key, one permutation for each n.
+    index: int32 positions in [0, n), of any shape. Others give some value of
+      [0, n).
+    n: size of the domain, at least 1; a Python int or a traced ``int32[]``.
+
+  Returns:
+    int32, of the shape of ``index``.
+
+  Raises:
+    ValueError: if n is a Python int below 1 or above 2**31 - 1, or ``index`` is
+      not int32.
+
+  Example:
+    >>> sorted(permute(jax.random.key(0), jnp.arange(5), 5).tolist())
+    [0, 1, 2, 3, 4]
+
+  References:
+    Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002.
+  """
+  network = _network(key, n)
+  return _walk(lambda x: _encrypt(network, x), index, network.size)
+
+
+def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
+  """The positions that `permute` takes to ``index``; same arguments.
+
+  >>> key = jax.random.key(0)
+  >>> inverse(key, permute(key, jnp.arange(5), 5), 5).tolist()
+  [0, 1, 2, 3, 4]
+  """
+  network = _network(key, n)
+  return _walk(lambda x: _decrypt(network, x), index, network.size)
+
+
+class _Network(NamedTuple):
+  words: jax.Array  # [ROUNDS] uint32
+  size: jax.Array  # [] uint32, n
+  left: jax.Array  # [] uint32, a, the ceiling of the square root of n
+  right: jax.Array  # [] uint32, b, the least with a * b >= n
+
+
+def _network(key: jax.Array, n: int | jax.Array) -> _Network:
+  if isinstance(n, int) and not 1 <= n < 2**31:
+    raise ValueError(f"a permutation is of 1 to 2**31 - 1 positions, got n = {n}")
+  size = jnp.asarray(n, jnp.int32).astype(jnp.uint32)
+  root = jnp.sqrt(size.astype(jnp.float32)).astype(jnp.uint32)
+  root = root - (root * root > size).astype(jnp.uint32)  # float32 may miss it by one
+  root = root + ((root + 1) * (root + 1) <= size).astype(jnp.uint32)
+  left = root + (root * root < size).astype(jnp.uint32)
+  right = (size - 1) // left + 1
+  return _Network(jax.random.bits(key, (ROUNDS,), jnp.uint32), size, left, right)
+
+
+def _walk(step, index: jax.Array, size: jax.Array) -> jax.Array:
+  if index.dtype != jnp.int32:
+    raise ValueError(f"index must be int32, got {index.dtype}")
+  x = index.astype(jnp.uint32)
+  # From inside, a cycle comes back inside; from outside it might never.
+  x = step(jnp.where(x < size, x, jnp.uint32(0)))
+  x = jax.lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x < size, x, step(x)), x)
+  return x.astype(jnp.int32)
+
+
+def _encrypt(network: _Network, x: jax.Array) -> jax.Array:
+  left, right = x // network.right, x % network.right
+  for i in range(0, ROUNDS, 2):
+    left = _add(left, _draw(network.words[i], right, network.left), network.left)
+    right = _add(right, _draw(network.words[i + 1], left, network.right), network.right)
+  return left * network.right + right
+
+
+def _decrypt(network: _Network, x: jax.Array) -> jax.Array:
+  left, right = x // network.right, x % network.right
+  for i in range(ROUNDS - 2, -1, -2):
+    drawn = _draw(network.words[i + 1], left, network.right)
+    right = _add(right, network.right - drawn, network.right)
+    left = _add(left, network.left - _draw(network.words[i], right, network.left), network.left)
+  return left * network.right + right
+
+
+def _add(x: jax.Array, y: jax.Array, modulus: jax.Array) -> jax.Array:
+  total = x + y
+  return jnp.where(total >= modulus, total - modulus, total)
+
+
+def _draw(word: jax.Array, x: jax.Array, bound: jax.Array) -> jax.Array:
+  """A hash of ``x`` in [0, bound), bound at most 2**16."""
+  x = x ^ word
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return ((x >> 16) * bound) >> 16

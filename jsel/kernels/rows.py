@@ -1,0 +1,51 @@
+"""Which arguments and results of a kernel have one entry a row, so that `jsel.shard` can split them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+AxisName = str | tuple[str, ...] | None
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def rows(*arguments: str, out: Any) -> Callable[[Kernel], Kernel]:
+  """Declares the row arguments and row results of a kernel.
+
+  Args:
+    *arguments: names of the parameters that are split by rows.
+    out: True (split by rows), False (the same on every device), or a tuple of
+      them that is a prefix of the kernel's result.
+
+  >>> @rows("x", out=False)
+  ... def total(x, *, axis_name=None): ...
+  >>> total.row_arguments, total.row_results
+  (('x',), False)
+  """
+
+  def declare(kernel: Kernel) -> Kernel:
+    kernel.row_arguments = arguments  # pyrefly: ignore
+    kernel.row_results = out  # pyrefly: ignore
+    return kernel
+
+  return declare
+
+
+def axis_size(axis_name: AxisName) -> int:
+  """Devices that rows are split over: 1 if ``axis_name`` is None.
+
+  >>> axis_size(None)
+  1
+  """
+  return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def row_ids(count: int, axis_name: AxisName) -> jax.Array:
+  """Global ids ``int32[count]`` of the ``count`` rows that this device holds.
+
+  >>> row_ids(3, None).tolist()
+  [0, 1, 2]
+  """
+  ids = jnp.arange(count, dtype=jnp.int32)
+  return ids if axis_name is None else jax.lax.axis_index(axis_name) * count + ids
