@@ -1,0 +1,17 @@
+"""Handwritten digits, a small mlp, half of the examples an epoch.
+
+python train.py --workdir=runs/digits
+"""
+
+from jsel.training.config import base_config
+
+
+def get_config():
+  config = base_config()
+  config.data.name = "digits"
+  config.data.validation_fraction = 0.1
+  config.model.name = "mlp"
+  config.selector.name = "rep_div"
+  config.batch_size = 64
+  config.epochs = 100
+  return config

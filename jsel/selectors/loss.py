@@ -1,0 +1,103 @@
+"""Epsilon-greedy on a running loss: the hardest examples, and some at random."""
+
+import jax
+import jax.numpy as jnp
+
+from jsel.kernels import gather, random, scatter, topk
+from jsel.kernels.rows import row_ids
+from jsel.selectors.base import Columns, Plan, Pool, Selector
+
+
+def loss(
+  *,
+  size: int,
+  rows: int,
+  epsilon: float = 0.1,
+  decay: float = 0.8,
+  axis_name: str | tuple[str, ...] | None = None,
+) -> Selector:
+  """The ``(1 - epsilon) rows`` examples of largest smoothed loss, the rest uniformly from the others.
+
+  Examples never seen come first, in random order, until all have a loss.
+  There are no weights: the mean gradient is that of the chosen examples, not
+  of the data set.
+
+  Sharding: counts of two histogram top-ks and the plan's ids.
+
+  Args:
+    size: examples in the pool, without padding.
+    rows: examples in a plan.
+    epsilon: share of a plan that is drawn uniformly, in [0, 1].
+    decay: weight of the newest loss in the running mean, in (0, 1].
+    axis_name: mesh axis (or axes) that rows are split over.
+
+  Raises:
+    ValueError: if ``epsilon`` or ``decay`` is out of its range.
+
+  Source: Raju, Daruwalla, Lipasti, *Accelerating Deep Learning with Dynamic
+  Data Pruning*, 2021, arXiv 2111.12621.
+
+  >>> loss(size=1000, rows=300).feedback
+  ('loss',)
+  """
+  if not 0 <= epsilon <= 1:
+    raise ValueError(f"loss.epsilon must be in [0, 1], got {epsilon}")
+  if not 0 < decay <= 1:
+    raise ValueError(f"loss.decay must be in (0, 1], got {decay}")
+  explored = round(epsilon * rows)
+
+  def init(key: jax.Array, pool: Pool, fit: Columns | None) -> Columns:
+    del key, fit
+    return Columns(
+      {
+        "planned": jnp.zeros_like(pool.valid, jnp.int32),
+        "loss": jnp.zeros_like(pool.valid, jnp.float32),
+        "seen": jnp.zeros_like(pool.valid),
+      },
+      {},
+    )
+
+  def select(key, state, pool, candidates, step):
+    del candidates, step
+    smoothed, seen = state.rows["loss"], state.rows["seen"]
+    bits = random.row_bits(key, row_ids(seen.shape[0], axis_name))
+    uniform = (bits[:, 0] >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    largest = jnp.max(jnp.where(seen, smoothed, 0))
+    if axis_name is not None:
+      largest = jax.lax.pmax(largest, axis_name)
+    score = jnp.where(seen, smoothed, largest + 1 + uniform)
+    greedy = topk.top_k_mask(score, rows - explored, valid=pool.valid, axis_name=axis_name)
+    ticket = (bits[:, 1] >> 1).astype(jnp.int32)
+    others = topk.top_k_mask(ticket, explored, valid=pool.valid & ~greedy, axis_name=axis_name)
+    planned = greedy | others
+    index, count = topk.compact(planned, rows, axis_name=axis_name)
+    state = state._replace(
+      rows={**state.rows, "planned": state.rows["planned"] + planned.astype(jnp.int32)}
+    )
+    return state, Plan(index, jnp.ones(rows, jnp.float32), count), {"largest_loss": largest}
+
+  def update(state, batch, feedback):
+    old = gather.gather(state.rows["loss"], batch.index, axis_name=axis_name)
+    seen = gather.gather(state.rows["seen"], batch.index, axis_name=axis_name)
+    mixed = (1 - decay) * old + decay * feedback["loss"]
+    write = lambda x, values: scatter.scatter(
+      x, batch.index, values, valid=batch.valid, axis_name=axis_name
+    )
+    rows = {
+      "planned": state.rows["planned"],
+      "loss": write(state.rows["loss"], jnp.where(seen, mixed, feedback["loss"])),
+      "seen": write(state.rows["seen"], True),
+    }
+    return state._replace(rows=rows)
+
+  return Selector(
+    needs=(),
+    feedback=("loss",),
+    scope="pool",
+    capacity=rows,
+    least=rows,
+    fit=None,
+    init=init,
+    select=select,
+    update=update,
+  )

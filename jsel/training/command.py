@@ -1,0 +1,53 @@
+"""How a command ends: exit code 2 and one line for the user's mistakes, a traceback for ours."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+import jsel
+
+USERS_MISTAKE = 2
+
+
+def run_main(main: Callable[[list[str]], int]) -> None:
+  """Parses the flags, runs ``main`` and exits with what it returns.
+
+  A ValueError that jsel raised itself, and any flag that does not parse, is the
+  user's mistake: one line on stderr and exit code 2. Errors from elsewhere keep
+  their traceback.
+  """
+  logging.set_verbosity(logging.WARNING)
+  app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    _fail(error)
+
+
+def _guarded(main: Callable[[list[str]], int], argv: list[str]) -> int:
+  if len(argv) > 1:
+    _fail(ValueError(f"unexpected argument {argv[1]!r}: options are --config.KEY=VALUE"))
+  try:
+    return main(argv)
+  except (ValueError, FloatingPointError) as error:
+    if not _raised_by_jsel(error):
+      raise
+    _fail(error)
+
+
+def _raised_by_jsel(error: BaseException) -> bool:
+  file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+  return Path(jsel.__file__).parent in file.parents or file == Path(sys.argv[0]).resolve()
+
+
+def _fail(error: BaseException) -> None:
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  line = " ".join(str(text).split())
+  print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+  sys.exit(USERS_MISTAKE)

@@ -1,0 +1,98 @@
+"""Every key that a run can be told, with its default; a file in configs/ changes some of them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from jsel import models, selectors
+
+
+def base_config() -> ConfigDict:
+  """The defaults. Keys are locked once a run starts, so a typo is an error."""
+  config = ConfigDict()
+  config.seed = 0
+  config.batch_size = 128
+  config.epochs = 20  # an epoch is the rows that the selector plans for one: ratio * n
+  config.steps = config_dict.placeholder(int)  # if given, instead of epochs
+  config.feed = "resident"  # the pool lives in device memory
+  config.dispatch = "auto"  # "auto", "step" (the host dispatches each step) or "scan"
+  config.log_every = 50  # steps
+  config.eval_every = config_dict.placeholder(int)  # steps; None: once an epoch
+  config.checkpoint_every = config_dict.placeholder(int)  # steps; None: once an epoch
+  config.keep_checkpoints = 2
+  config.eval_batch_size = 512
+  config.profile = False  # leave a trace of steps 20 to 30 in WORKDIR/profile
+  config.compilation_cache = ""  # a folder (or gs:// address) where compiled programs are kept
+
+  config.data = ConfigDict()
+  config.data.name = "digits"
+  config.data.dir = ""  # looked at before the system's folder
+  config.data.split_seed = 0
+  config.data.validation_fraction = 0.0  # of the training set
+  config.data.test_fraction = 0.2  # where the data has no test set of its own
+  config.data.train = ""  # own data: files, see configs/own_data.py
+  config.data.train_labels = ""
+  config.data.test = ""
+  config.data.test_labels = ""
+  config.data.classes = 0  # own data: 0 counts them
+
+  config.augment = ConfigDict()
+  config.augment.flip = False
+  config.augment.crop = 0  # pixels of padding to crop from
+
+  config.model = ConfigDict()
+  config.model.name = "mlp"
+  config.model.dtype = "float32"  # of the arithmetic; parameters are float32
+  for name, model in models.MODELS.items():
+    config.model[name] = ConfigDict(_options(model))
+
+  config.optimizer = ConfigDict()
+  config.optimizer.name = "adamw"  # or "sgd" (Nesterov momentum)
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.schedule = "cosine"  # or "constant"
+  config.optimizer.warmup_steps = 0
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.momentum = 0.9
+  config.optimizer.clip_norm = 0.0  # of the whole gradient; 0: not clipped
+
+  config.selector = ConfigDict()
+  config.selector.name = "rep_div"
+  config.selector.ratio = config_dict.placeholder(float)  # None: 0.5; full: 1
+  config.selector.refresh_steps = 0  # steps between plans; 0: when one is spent
+  config.selector.fit_step = 0  # 0: fitted on the data; later: on the model's features
+  for name in selectors.SELECTORS:
+    config.selector[name] = ConfigDict(selectors.constants(name))
+  return config
+
+
+def _options(model: type) -> dict[str, Any]:
+  """The options of a model and their defaults, less what a run supplies."""
+  parameters = inspect.signature(model.__init__).parameters.values()
+  supplied = ("self", "rngs", "input_shape", "classes", "dtype")
+  return {p.name: p.default for p in parameters if p.name not in supplied}
+
+
+# What may change between a run and its resumption without changing what comes out.
+HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
+HARMLESS += ("compilation_cache", "data.dir")
+
+
+def check_resumable(saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+  """Raises a ValueError that names the first key by which ``config`` differs from the saved one."""
+  before, now = _flat(saved), _flat(config)
+  for key in sorted({*before, *now} - set(HARMLESS)):
+    if before.get(key) != now.get(key):
+      raise ValueError(
+        f"the workdir holds a run with {key}={before.get(key)!r}, this one has {now.get(key)!r}:"
+        " choose another --workdir, or the same value"
+      )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    inner = isinstance(value, Mapping)
+    flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+  return flat

@@ -1,0 +1,120 @@
+"""Which compiled program runs next: a function of the step and the plan, so that a resumed run repeats it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jsel.selectors import Pool, Selector
+from jsel.training.state import TrainState
+
+SCANNED_STEPS = 10
+
+
+class Dispatch(NamedTuple):
+  """How steps reach the device."""
+
+  fused: bool  # one program with the plan inside lax.cond, else two, chosen on the host
+  steps: int  # in a dispatch
+  reason: str
+
+
+def choose(kind: str, *, platform: str, convolutional: bool) -> Dispatch:
+  """The dispatch for a platform and a model.
+
+  On CPU XLA runs what is inside scan, while or cond on one thread, and a
+  convolution there is 10 to 26 times slower.
+
+  Raises:
+    ValueError: if ``kind`` is not "auto", "step" or "scan".
+
+  >>> choose("auto", platform="cpu", convolutional=True).steps
+  1
+  """
+  fused = platform != "cpu"
+  if kind == "step":
+    return Dispatch(fused, 1, "one step a dispatch, as told")
+  if kind == "scan":
+    return Dispatch(fused, SCANNED_STEPS, f"{SCANNED_STEPS} steps a dispatch, as told")
+  if kind != "auto":
+    raise ValueError(f"dispatch must be 'auto', 'step' or 'scan', got {kind!r}")
+  if fused:
+    return Dispatch(True, SCANNED_STEPS, f"plan and update in one program, scanned, on {platform}")
+  if convolutional:
+    return Dispatch(False, 1, "one step a dispatch: convolutions in a scan are slow on CPU")
+  return Dispatch(False, SCANNED_STEPS, "scanned: the model has no convolution; plans apart, on CPU")
+
+
+class Dispatcher:
+  """Runs the step that is due.
+
+  Args:
+    build: ``(plan, steps) -> compiled step``, as `jsel.training.step.make_step`.
+    dispatch: how.
+    selector: the selector.
+    state: the state to begin with, fresh or restored.
+    batch_size: rows a step.
+    refresh_steps: steps between plans; 0: when a plan is spent.
+  """
+
+  def __init__(
+    self,
+    build: Callable[[bool | None, int], Callable[..., Any]],
+    dispatch: Dispatch,
+    selector: Selector,
+    state: TrainState,
+    *,
+    batch_size: int,
+    refresh_steps: int,
+  ):
+    self.program = functools.cache(build)
+    self.dispatch = dispatch
+    self._selector = selector
+    self._batch_size, self._refresh_steps = batch_size, refresh_steps
+    self._read_plan(state)
+
+  def __call__(self, state: TrainState, pool: Pool, step: int, stop: int) -> tuple[Any, Any, int]:
+    """Runs on from ``step``, to ``stop`` at the most: the new state, metrics, and the step reached.
+
+    Args:
+      state: donated.
+      pool: the pool.
+      step: steps done.
+      stop: the next step at which the caller wants to look. Together with the
+        plan's start it fixes where scans begin: at multiples of their length
+        from the last such step on.
+    """
+    if self.dispatch.fused:
+      many = self._scans(step, stop)
+      state, metrics = self.program(None, many)(state, pool, None)
+      return state, metrics, step + many
+    if step >= self._end:
+      state, metrics = self.program(True, 1)(state, pool, None)
+      self._planned(state, step)
+      return state, metrics, step + 1
+    many = self._scans(step, min(stop, self._end))
+    state, metrics = self.program(False, many)(state, pool, None)
+    return state, metrics, step + many
+
+  def _scans(self, step: int, stop: int) -> int:
+    return self.dispatch.steps if stop - step >= self.dispatch.steps else 1
+
+  def _planned(self, state: TrainState, step: int) -> None:
+    if self._selector.capacity != self._selector.least:
+      self._read_plan(state)
+      return
+    self._set(step, self._carried + self._selector.capacity)
+
+  def _read_plan(self, state: TrainState) -> None:
+    start, count, carried = jax.device_get(
+      (state.plan.start, state.plan.plan.count, state.plan.carried.count)
+    )
+    self._set(int(start), int(count) + int(carried))
+
+  def _set(self, start: int, rows: int) -> None:
+    batches = rows // self._batch_size
+    if self._refresh_steps:
+      batches = min(batches, self._refresh_steps)
+    self._end = start + batches
+    self._carried = rows - batches * self._batch_size

@@ -1,0 +1,67 @@
+"""Loss and accuracy over a whole split, padded and masked."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jsel.sharding import replicated, rows_sharding
+
+
+class EvaluationBatch(NamedTuple):
+  """Rows on the device, the last batch padded."""
+
+  inputs: jax.Array  # [b, ...]
+  labels: jax.Array  # [b] int32
+  valid: jax.Array  # [b] bool
+
+
+def evaluation_batches(
+  inputs: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh
+) -> list[EvaluationBatch]:
+  """A split cut into batches of one shape that stay on the devices."""
+  batch_size = min(batch_size, -(-len(labels) // mesh.size) * mesh.size)
+  batches = []
+  for start in range(0, len(labels), batch_size):
+    part = slice(start, start + batch_size)
+    missing = batch_size - len(labels[part])
+    pad = lambda x, missing=missing: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    valid = np.arange(batch_size) < batch_size - missing
+    batch = EvaluationBatch(pad(inputs[part]), pad(labels[part]), valid)
+    batches.append(jax.device_put(batch, rows_sharding(mesh)))
+  return batches
+
+
+def make_evaluation(
+  graphdef: nnx.GraphDef,
+  loss_function: Callable[[Any, jax.Array], dict[str, jax.Array]],
+  preprocess: Callable[[jax.Array], jax.Array],
+  *,
+  mesh: Mesh,
+) -> Callable[[Any, Any, list[EvaluationBatch]], dict[str, float]]:
+  """``evaluate(params, variables, batches) -> {"loss", "accuracy"}``, fetched once at the end."""
+
+  def totals(params, variables, batch, so_far):
+    outputs = nnx.merge(graphdef, params, variables)(
+      preprocess(batch.inputs), valid=batch.valid, train=False
+    )
+    rows = loss_function(outputs, batch.labels)
+    total = lambda name: jnp.where(batch.valid, rows[name], 0).sum()
+    new = (total("loss"), total("correct"), batch.valid.sum(dtype=jnp.int32))
+    return jax.tree.map(jnp.add, so_far, new)
+
+  compiled = jax.jit(totals, out_shardings=replicated(mesh))
+  zero = jax.device_put((np.float32(0), np.float32(0), np.int32(0)), replicated(mesh))
+
+  def evaluate(params, variables, batches):
+    so_far = zero
+    for batch in batches:
+      so_far = compiled(params, variables, batch, so_far)
+    loss, correct, count = jax.device_get(so_far)
+    return {"loss": float(loss) / int(count), "accuracy": float(correct) / int(count)}
+
+  return evaluate

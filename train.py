@@ -1,0 +1,401 @@
+"""Trains a model while a selector keeps choosing its data, in one compiled program.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits
+    python train.py --config=configs/fashion_mnist.py --config.selector.name=rs2 --workdir=runs/rs2
+
+The same command again goes on where the run stopped. Exit codes: 0 done; 2 a
+mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and
+SIGINT after saving; 1 anything else.
+"""
+
+import math
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict, config_flags
+
+from jsel import data, models, selectors, sharding
+from jsel.data.augment import augment
+from jsel.selectors import Pool
+from jsel.training import checkpoint, collect, dispatch, evaluate, losses, outputs, overhead
+from jsel.training.config import check_resumable
+from jsel.training.curves import plot_curves
+from jsel.training.metrics import MetricsWriter, Progress
+from jsel.training.optimizer import make_optimizer
+from jsel.training.state import init_state
+from jsel.training.step import make_step
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/digits.py", "What to train on what, and how.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything.")
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
+  """The whole run, or the rest of it; returns the exit code."""
+  began = time.perf_counter()
+  note = lambda text: print(f"jsel: {text}", flush=True)
+
+  # ---- What was asked for -----------------------------------------------------------------------
+
+  path = outputs.check_workdir(workdir)
+  resolved = outputs.config_dict(config)
+  if config.feed != "resident":
+    raise ValueError(f"feed must be 'resident', got {config.feed!r}: there is no other yet")
+  if config.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+  # ---- Mesh -------------------------------------------------------------------------------------
+
+  mesh = sharding.make_mesh()
+  if config.batch_size < 1 or config.batch_size % mesh.size:
+    raise ValueError(
+      f"batch_size={config.batch_size} does not divide among {mesh.size} devices: choose a"
+      f" multiple of {mesh.size}"
+    )
+  everywhere, split = sharding.replicated(mesh), sharding.rows_sharding(mesh)
+  note(f"{mesh.size} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
+
+  # ---- Data -------------------------------------------------------------------------------------
+
+  dataset = data.load(config.data)
+  train = dataset.train
+  size, input_shape = len(train.labels), train.inputs.shape[1:]
+  eval_name = "validation" if dataset.validation else "test"
+  note(f"{dataset.name}: {size:,} examples of {input_shape}, {dataset.classes} classes")
+  # One mean and deviation a channel of images, a column of features.
+  over = tuple(range(train.inputs.ndim - 1)) if len(input_shape) > 1 else (0,)
+  scale = np.float32(dataset.scale)
+  mean = (train.inputs.mean(over, dtype=np.float64) / scale).astype(np.float32)
+  deviation = (train.inputs.std(over, dtype=np.float64) / scale).astype(np.float32)
+  deviation = np.where(deviation > 0, deviation, np.float32(1))
+  is_image = len(input_shape) == 3
+  if not is_image and (config.augment.flip or config.augment.crop):
+    raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
+
+  def normalize(inputs):
+    shape = (1,) * (inputs.ndim - mean.ndim) + mean.shape
+    return (inputs.astype(jnp.float32) / scale - mean.reshape(shape)) / deviation.reshape(shape)
+
+  def preprocess(key, inputs, ids):
+    if config.augment.flip or config.augment.crop:
+      inputs = augment(key, inputs, ids, flip=config.augment.flip, crop=config.augment.crop)
+    return normalize(inputs)
+
+  rows = {"inputs": sharding.pad_rows(train.inputs), "labels": sharding.pad_rows(train.labels)}
+  valid = np.arange(sharding.padded_size(size)) < size
+  pool = jax.device_put(Pool(rows, valid), split)
+  in_batches = lambda part: evaluate.evaluation_batches(
+    part.inputs, part.labels, batch_size=config.eval_batch_size, mesh=mesh
+  )
+  test_batches = in_batches(dataset.test)
+  eval_batches = in_batches(dataset.validation) if dataset.validation else test_batches
+
+  # ---- Model and optimizer ----------------------------------------------------------------------
+
+  name = config.selector.name
+  epoch_rows = selectors.plan_rows(name, size=size, ratio=config.selector.ratio)
+  steps_per_epoch = max(epoch_rows // config.batch_size, 1)
+  total_steps = config.steps or max(round(config.epochs * epoch_rows / config.batch_size), 1)
+  if config.steps is not None and config.steps < 1:
+    raise ValueError(f"steps must be at least 1, got {config.steps}")
+  if config.epochs <= 0:
+    raise ValueError(f"epochs must be positive, got {config.epochs}")
+  if config.log_every < 1:
+    raise ValueError(f"log_every must be at least 1 step, got {config.log_every}")
+  key = jax.random.key(config.seed)
+  model_key, selector_key, fit_key, step_key = jax.random.split(key, 4)
+  model = models.make(
+    config.model.name,
+    rngs=nnx.Rngs(model_key),
+    input_shape=input_shape,
+    classes=dataset.classes,
+    dtype=config.model.dtype,
+    **config.model[config.model.name],
+  )
+  optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
+
+  # ---- Selector ---------------------------------------------------------------------------------
+
+  refresh_steps, fit_step = config.selector.refresh_steps, config.selector.fit_step
+  if refresh_steps < 0 or fit_step < 0:
+    raise ValueError(
+      "selector.refresh_steps and selector.fit_step must not be negative, got"
+      f" {refresh_steps} and {fit_step}"
+    )
+  if refresh_steps and name in ("random", "infobatch"):
+    raise ValueError(
+      f"selector.refresh_steps={refresh_steps} with {name}, which plans a whole epoch: set it to 0"
+    )
+  plan_rows = refresh_steps * config.batch_size or epoch_rows
+  if plan_rows > size:
+    raise ValueError(
+      f"selector.refresh_steps={refresh_steps} plans {plan_rows} rows of {size}: choose at most"
+      f" {size // config.batch_size}"
+    )
+  selector = selectors.make(
+    name,
+    size=size,
+    rows=plan_rows,
+    total_steps=total_steps,
+    optimizer=optax.adam,
+    axis_name=sharding.DATA_AXIS,
+    **config.selector[name],
+  )
+  if selector.least < config.batch_size:
+    raise ValueError(
+      f"a plan of {name} may have {selector.least} rows, less than a batch of {config.batch_size}:"
+      " lower batch_size or raise selector.ratio"
+    )
+  if fit_step and selector.fit is None:
+    raise ValueError(f"selector.fit_step={fit_step} with {name}, which fits nothing: set it to 0")
+  if fit_step >= total_steps:
+    raise ValueError(f"selector.fit_step={fit_step} is past the last step, {total_steps - 1}")
+  rows_spec, same = P(sharding.DATA_AXIS), P()
+  columns_spec = selectors.Columns(rows_spec, same)
+
+  @jax.jit
+  def fit(key, features, pool):
+    features = features.reshape(features.shape[0], -1)
+    return jax.shard_map(
+      selector.fit, mesh=mesh, in_specs=(same, rows_spec, rows_spec), out_specs=columns_spec
+    )(key, features, pool)
+
+  init_selector = jax.jit(
+    jax.shard_map(
+      lambda key, pool: selector.init(key, pool, None),
+      mesh=mesh,
+      in_specs=(same, rows_spec),
+      out_specs=columns_spec,
+    )
+  )
+
+  # ---- State, fresh or restored -----------------------------------------------------------------
+
+  graphdef, state = init_state(
+    step_key,
+    model,
+    optimizer,
+    init_selector(selector_key, pool),
+    pool,
+    capacity=selector.capacity,
+    batch_size=config.batch_size,
+    mesh=mesh,
+  )
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  note(f"{config.model.name}: {parameters:,} parameters, {config.model.dtype}")
+  checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=config.keep_checkpoints)
+  about = {"wall_seconds": 0.0, "fit_seconds": 0.0, "selection": None}
+  step = resumed = checkpoints.latest() or 0
+  if resumed:
+    state, saved = checkpoints.restore(resumed, checkpoint.abstract(state))
+    check_resumable(saved["config"], resolved)
+    if saved["data_sha256"] != dataset.sha256:
+      raise ValueError(
+        f"the data of {dataset.name} is not what the run in {path} was trained on: its hash was"
+        f" {saved['data_sha256'][:12]}, now it is {dataset.sha256[:12]}. Choose another --workdir"
+      )
+    about = {name: saved[name] for name in about}
+    if resumed >= total_steps and (path / "summary.json").exists():
+      note(f"all {total_steps} steps are done, see {path / 'summary.json'}")
+      checkpoints.close()
+      return 0
+    note(f"going on from step {resumed}")
+  else:
+    outputs.write_json(path / "config.json", resolved)
+    facts = {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256}
+    outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
+  before = about["wall_seconds"]
+  uncounted = 0.0
+  wall_seconds = lambda: before + time.perf_counter() - began - uncounted
+
+  # ---- Steps ------------------------------------------------------------------------------------
+
+  build = lambda plan, steps: make_step(
+    graphdef,
+    losses.classification,
+    preprocess,
+    optimizer,
+    selector,
+    state,
+    mesh=mesh,
+    batch_size=config.batch_size,
+    refresh_steps=refresh_steps,
+    plan=plan,
+    steps=steps,
+  )
+  how = dispatch.choose(
+    config.dispatch,
+    platform=jax.devices()[0].platform,
+    convolutional=type(model).convolutional,
+  )
+  note(f"dispatch: {how.reason}")
+  run = dispatch.Dispatcher(
+    build, how, selector, state, batch_size=config.batch_size, refresh_steps=refresh_steps
+  )
+  score = evaluate.make_evaluation(graphdef, losses.classification, normalize, mesh=mesh)
+  steps_per_plan = max(plan_rows // config.batch_size, 1)
+  note(
+    f"{name}: {plan_rows:,} of {size:,} rows a plan, {total_steps:,} steps of {config.batch_size}"
+  )
+
+  def fit_selector(state):
+    begin = time.perf_counter()
+    if fit_step:
+      features = collect.collect(
+        graphdef, losses.classification, normalize, state.params, state.variables, pool,
+        ("features",), batch_size=config.eval_batch_size // mesh.size * mesh.size, mesh=mesh,
+      )["features"]
+    else:
+      features = pool.rows["inputs"]
+    fitted = jax.block_until_ready(fit(fit_key, features, pool))
+    about["fit_seconds"] = time.perf_counter() - begin
+    note(f"{name} fitted at step {fit_step} in {about['fit_seconds']:.1f} s")
+    return state._replace(selector=selectors.with_fit(state.selector, fitted))
+
+  # ---- Loop -------------------------------------------------------------------------------------
+
+  stopped: list[int] = []
+
+  def stop_soon(signum, frame):
+    del frame
+    stopped.append(signum)
+    signal.signal(signum, signal.SIG_DFL)  # a second one stops at once
+
+  handlers = {s: signal.signal(s, stop_soon) for s in (signal.SIGTERM, signal.SIGINT)}
+  eval_every = config.eval_every or steps_per_epoch
+  checkpoint_every = config.checkpoint_every or steps_per_epoch
+  warm = min(resumed + max(3 * how.steps, 10), total_steps)
+  writer = MetricsWriter(path, resume_step=resumed or None)
+  progress = Progress(total_steps, start_step=resumed)
+  kept, kept_rows, kept_since = [], 0, time.perf_counter()
+
+  def save():
+    about["wall_seconds"] = wall_seconds()
+    checkpoints.save(
+      step, state, {**about, "config": resolved, "data_sha256": dataset.sha256}
+    )
+
+  try:
+    with jax.transfer_guard("disallow"):
+      while step < total_steps and not stopped:
+        if selector.fit and step == fit_step:
+          with jax.transfer_guard("allow"):
+            state = fit_selector(state)
+        looks = [(step // every + 1) * every for every in (config.log_every, eval_every, checkpoint_every)]
+        looks += [at for at in (fit_step, warm) if at > step]
+        state, metrics, step = run(state, pool, step, min(*looks, total_steps))
+        kept.append(metrics)
+
+        if step == warm and about["selection"] is None:
+          begin = time.perf_counter()
+          with jax.transfer_guard("allow"):
+            cost = overhead.measure(
+              run.program(True, 1), run.program(False, 1), state, pool,
+              steps_between_plans=steps_per_plan,
+            )
+          about["selection"] = cost._asdict()
+          uncounted += time.perf_counter() - begin
+          kept_since += time.perf_counter() - begin
+
+        at_end = step == total_steps
+        if step % config.log_every == 0 or at_end:
+          fetched = jax.device_get(kept)
+          values = {
+            f"train/{what}": float(np.concatenate([np.ravel(m[what]) for m in fetched]).mean())
+            for what in fetched[0]
+          }
+          if not math.isfinite(values["train/loss"]):
+            raise FloatingPointError(
+              f"the loss is {values['train/loss']} in the steps up to {step}: lower"
+              " --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
+            )
+          seconds = time.perf_counter() - kept_since
+          rows_done = sum(np.size(m["loss"]) for m in fetched) * config.batch_size
+          with jax.transfer_guard("allow"):
+            values["train/learning_rate"] = float(learning_rate(step - 1))
+          values |= {
+            "examples_seen": step * config.batch_size,
+            "examples_per_second": rows_done / seconds,
+            "wall_seconds": wall_seconds(),
+          }
+          if about["selection"]:
+            values["selection_overhead_pct"] = 100 * about["selection"]["share"]
+          writer.write(step, values)
+          progress.update(step, values)
+          kept, kept_since = [], time.perf_counter()
+        if step % eval_every == 0 or at_end:
+          begin = time.perf_counter()
+          found = score(state.params, state.variables, eval_batches)
+          writer.write(
+            step,
+            {f"eval/{what}": value for what, value in found.items()}
+            | {"examples_seen": step * config.batch_size, "wall_seconds": wall_seconds()},
+          )
+          kept_since += time.perf_counter() - begin
+        if step % checkpoint_every == 0 or at_end or stopped:
+          save()
+  finally:
+    progress.close()
+    writer.close()
+    checkpoints.close()
+    for signum, handler in handlers.items():
+      signal.signal(signum, handler)
+  if stopped and step < total_steps:
+    note(f"stopped and saved at step {step}: the same command goes on from there")
+    return 128 + stopped[0]
+
+  # ---- What is left behind ----------------------------------------------------------------------
+
+  found = score(state.params, state.variables, test_batches)
+  exposure = jax.device_get(state.exposure)._asdict()
+  chosen_by = jax.device_get({n: x for n, x in state.selector.rows.items() if x.ndim == 1})
+  columns = {n: np.asarray(x)[:size] for n, x in {**exposure, **chosen_by}.items()}
+  outputs.write_exposure(path / "exposure.parquet", {"index": np.arange(size), **columns})
+  selection = about["selection"] or {"share": float("nan")}
+  summary = {
+    "test_accuracy": found["accuracy"],
+    "test_loss": found["loss"],
+    "examples_seen": step * config.batch_size,
+    "steps": step,
+    "wall_seconds": wall_seconds(),
+    "fit_seconds": about["fit_seconds"],
+    "selection_overhead_pct": 100 * selection["share"],
+    "select_seconds": selection.get("select_seconds"),
+    "step_seconds": selection.get("step_seconds"),
+    "selector": name,
+    "ratio": epoch_rows / size,
+    "seed": config.seed,
+    "data": dataset.name,
+    "model": config.model.name,
+    "curves_of": eval_name,
+  }
+  outputs.write_json(path / "summary.json", summary)
+  plot_curves(path)
+  note(
+    f"test accuracy {100 * found['accuracy']:.2f} % after {summary['examples_seen']:,} examples in"
+    f" {summary['wall_seconds']:.0f} s, selection {summary['selection_overhead_pct']:.2f} %"
+  )
+  note(f"see {path / 'curves.png'} and {path / 'summary.json'}")
+  return 0
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if not WORKDIR.value:
+    raise ValueError("--workdir is missing: where the run is to keep everything")
+  return train_and_evaluate(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+  from jsel.training.command import run_main
+
+  run_main(main)
