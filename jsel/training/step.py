@@ -99,7 +99,7 @@ def make_step(
     everywhere = lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
     def mean_loss(params):
-      model = nnx.merge(graphdef, params, state.variables)
+      model = nnx.merge(graphdef, params, state.variables, copy=True)
       outputs = model(x, valid=batch.valid, train=True)
       _, _, variables = nnx.split(model, nnx.Param, ...)
       feedback = loss_function(outputs, rows["labels"])

@@ -1,0 +1,69 @@
+"""Models to train, in Flax NNX, by name."""
+
+import difflib
+import inspect
+from typing import Any
+
+from flax import nnx
+
+from jsel.models.cnn import CNN
+from jsel.models.mlp import MLP
+from jsel.models.outputs import Outputs
+from jsel.models.resnet import ResNet18
+
+__all__ = ["CNN", "MLP", "MODELS", "Outputs", "ResNet18", "make"]
+
+MODELS = {"cnn": CNN, "mlp": MLP, "resnet18": ResNet18}
+
+
+def make(
+  name: str,
+  *,
+  rngs: nnx.Rngs,
+  input_shape: tuple[int, ...],
+  classes: int,
+  dtype: str = "float32",
+  **options: Any,
+) -> nnx.Module:
+  """A new model: ``model(x, valid=None, train=...) -> Outputs(logits, features)``.
+
+  A model holds parameters (`nnx.Param`) and, where it normalises, statistics
+  (`nnx.BatchStat`), never a stream of random numbers: it is used as a function of
+  its state, in plain ``jax.jit``; inside ``jax.grad`` merge with ``copy=True``, else
+  statistics could not be replaced. Its class says in ``convolutional`` whether it
+  has convolutions, which XLA runs serially on a CPU inside ``lax.scan`` or ``lax.cond``.
+
+  Args:
+    name: a key of `MODELS`.
+    rngs: of the initial parameters.
+    input_shape: of one row: ``[d]``, or ``[h, w, c]`` for images in [0, 1].
+    classes: columns of the logits.
+    dtype: "float32" or "bfloat16", of the products; parameters and logits are float32.
+    **options: of the model, see its class.
+
+  Raises:
+    ValueError: for an unknown name or option, with the nearest there is.
+
+  >>> import jax, jax.numpy as jnp
+  >>> model = make("mlp", rngs=nnx.Rngs(0), input_shape=(4,), classes=3, hidden=(8,))
+  >>> graph, params, rest = nnx.split(model, nnx.Param, ...)
+  >>> forward = jax.jit(lambda params, rest, x: nnx.merge(graph, params, rest)(x, train=False))
+  >>> forward(params, rest, jnp.zeros((2, 4))).logits.shape
+  (2, 3)
+  """
+  if name not in MODELS:
+    raise ValueError(unknown("model", name, list(MODELS)))
+  taken = list(inspect.signature(MODELS[name].__init__).parameters)
+  for option in options:
+    if option not in taken:
+      own = [n for n in taken if n not in ("self", "rngs", "input_shape", "classes", "dtype")]
+      raise ValueError(unknown(f"option of {name}", option, own))
+  return MODELS[name](
+    rngs=rngs, input_shape=tuple(input_shape), classes=classes, dtype=dtype, **options
+  )
+
+
+def unknown(kind: str, name: str, names: list[str]) -> str:
+  """What to tell of a name that does not exist."""
+  near = difflib.get_close_matches(str(name), names, n=1, cutoff=0)[0]
+  return f"there is no {kind} {name!r}, did you mean {near!r}? There are {', '.join(names)}"

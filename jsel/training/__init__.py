@@ -1,0 +1,1 @@
+"""The parts of a run: step, state, checkpoint, metrics, evaluation."""
