@@ -55,7 +55,7 @@ def gather(
   count = x.shape[0]
   local = index if axis_name is None else index - jax.lax.axis_index(axis_name) * count
   here = (local >= 0) & (local < count)
-  taken = x.at[jnp.clip(local, 0, count - 1)].get(mode="promise_in_bounds")
+  taken = jnp.take(x, jnp.clip(local, 0, count - 1), axis=0, mode="clip")
   taken = jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), taken, jnp.zeros((), x.dtype))
   if axis_name is None:
     return taken

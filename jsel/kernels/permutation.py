@@ -1,18 +1,20 @@
 """A keyed permutation of [0, n): any position of a shuffle in O(1), nothing sorted or stored."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-ROUNDS = 12
+PAIRS = 6  # pairs of rounds of the network
+TINY, TINY_PAIRS = 64, 16  # below 64 positions a round draws few bits, so it takes more of them
 
 
 def permute(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   """Where a shuffle of [0, n) that ``key`` names puts the positions ``index``.
 
   A generalised Feistel network over Z_a x Z_b, a and b near the square root of
-  n, applied again to whatever lands in [n, ab): less than a of ab values.
+  n, applied again to whatever lands in [n, ab): fewer than 2a of ab values.
 
   Elementwise in ``index``, so any sharding gives the same.
 
@@ -52,10 +54,11 @@ def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
 
 
 class _Network(NamedTuple):
-  words: jax.Array  # [ROUNDS] uint32
+  words: jax.Array  # [TINY_PAIRS, 2] uint32
+  pairs: jax.Array  # [] int32, how many of them to use
   size: jax.Array  # [] uint32, n
   left: jax.Array  # [] uint32, a, the ceiling of the square root of n
-  right: jax.Array  # [] uint32, b, the least with a * b >= n
+  right: jax.Array  # [] uint32, b, the least with a * b >= n, and not odd if a is
 
 
 def _network(key: jax.Array, n: int | jax.Array) -> _Network:
@@ -67,10 +70,13 @@ def _network(key: jax.Array, n: int | jax.Array) -> _Network:
   root = root + ((root + 1) * (root + 1) <= size).astype(jnp.uint32)
   left = root + (root * root < size).astype(jnp.uint32)
   right = (size - 1) // left + 1
-  return _Network(jax.random.bits(key, (ROUNDS,), jnp.uint32), size, left, right)
+  # Were both odd, every round would be an even permutation, and so the whole.
+  right = right + (left & right & 1)
+  words = jax.random.bits(key, (TINY_PAIRS, 2), jnp.uint32)
+  return _Network(words, jnp.where(size < TINY, TINY_PAIRS, PAIRS), size, left, right)
 
 
-def _walk(step, index: jax.Array, size: jax.Array) -> jax.Array:
+def _walk(step: Callable[[jax.Array], jax.Array], index: jax.Array, size: jax.Array) -> jax.Array:
   if index.dtype != jnp.int32:
     raise ValueError(f"index must be int32, got {index.dtype}")
   x = index.astype(jnp.uint32)
@@ -81,19 +87,27 @@ def _walk(step, index: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def _encrypt(network: _Network, x: jax.Array) -> jax.Array:
-  left, right = x // network.right, x % network.right
-  for i in range(0, ROUNDS, 2):
-    left = _add(left, _draw(network.words[i], right, network.left), network.left)
-    right = _add(right, _draw(network.words[i + 1], left, network.right), network.right)
+  def pair(i: jax.Array, halves: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    left, right = halves
+    left = _add(left, _draw(network.words[i, 0], right, network.left), network.left)
+    right = _add(right, _draw(network.words[i, 1], left, network.right), network.right)
+    return left, right
+
+  halves = (x // network.right, x % network.right)
+  left, right = jax.lax.fori_loop(0, network.pairs, pair, halves)
   return left * network.right + right
 
 
 def _decrypt(network: _Network, x: jax.Array) -> jax.Array:
-  left, right = x // network.right, x % network.right
-  for i in range(ROUNDS - 2, -1, -2):
-    drawn = _draw(network.words[i + 1], left, network.right)
-    right = _add(right, network.right - drawn, network.right)
-    left = _add(left, network.left - _draw(network.words[i], right, network.left), network.left)
+  def pair(i: jax.Array, halves: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    left, right = halves
+    word = network.words[network.pairs - 1 - i]
+    right = _add(right, network.right - _draw(word[1], left, network.right), network.right)
+    left = _add(left, network.left - _draw(word[0], right, network.left), network.left)
+    return left, right
+
+  halves = (x // network.right, x % network.right)
+  left, right = jax.lax.fori_loop(0, network.pairs, pair, halves)
   return left * network.right + right
 
 

@@ -35,8 +35,7 @@ def fixed_tree_sum(
     x: ``[n, ...]`` rows of any real dtype, summed in float32. With
       ``axis_name`` the global n is a multiple of 512; without, any n.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
-    axis_name: mesh axis (or axes) that the rows are split over, inside
-      ``jax.shard_map`` or ``jax.pmap``; None on one device.
+    axis_name: mesh axis (or axes) that the rows are split over; None on one device.
 
   Returns:
     ``float32[...]``. A NaN in a valid row makes its own entry NaN.
@@ -55,8 +54,7 @@ def fixed_tree_sum(
   x = _rounded(_masked(x, valid).astype(jnp.float32))
   if axis_name is None:
     x = _pad(x, max(-(-x.shape[0] // LEAVES), 1) * LEAVES)
-  leaves = _leaves(x.shape[0], axis_name)
-  x = x.reshape(leaves, -1, *x.shape[1:])
+  x = x.reshape(_leaves(x.shape[0], axis_name), -1, *x.shape[1:])
   return _over_devices(_pairwise(_fold(x)), axis_name)
 
 
@@ -81,8 +79,7 @@ def fixed_tree_map_sum(
       n / 512 consecutive rows, ``leaf_index`` ``int32[]`` in [0, 512), and
       the result a pytree of arrays, cast to float32.
     arrays: pytree of ``[n, ...]`` arrays; the global n is a multiple of 512.
-    axis_name: mesh axis (or axes) that the rows are split over, inside
-      ``jax.shard_map`` or ``jax.pmap``; None on one device.
+    axis_name: mesh axis (or axes) that the rows are split over; None on one device.
 
   Returns:
     The sum, a pytree of float32 as ``function`` returns.
@@ -151,14 +148,13 @@ def fixed_point_sum(
   Args:
     x: ``[n]`` int32, negative or not; any n.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
-    axis_name: mesh axis (or axes) that the rows are split over, inside
-      ``jax.shard_map`` or ``jax.pmap``; None on one device.
+    axis_name: mesh axis (or axes) that the rows are split over; None on one device.
 
   Returns:
     A `TwoLimb`.
 
   Raises:
-    ValueError: if ``x`` is not int32 of one axis, or ``valid`` has another length.
+    ValueError: if ``x`` is not ``int32[n]``, or ``valid`` has another length.
 
   Example:
     >>> total = fixed_point_sum(jnp.full(8, 2**30, jnp.int32))
@@ -210,11 +206,7 @@ def two_limb_add(a: TwoLimb, b: TwoLimb) -> TwoLimb:
 
 
 def two_limb_less(a: TwoLimb, b: TwoLimb) -> jax.Array:
-  """``a < b`` as a bool.
-
-  >>> bool(two_limb_less(two_limb(-1), two_limb(2**40)))
-  True
-  """
+  """``a < b`` as a bool, as ``two_limb_less(two_limb(-1), two_limb(2**40))`` is."""
   return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
@@ -243,9 +235,8 @@ def _carried(ones: jax.Array, sixteens: list[jax.Array], top: jax.Array) -> TwoL
 def _rounded(x: jax.Array) -> jax.Array:
   """``x``, never unrounded: the compiler cannot contract ``a * b + c`` through a select.
 
-  It does contract on some shapes and not on others, so that the sum of a
-  product would depend on the device count. `jax.lax.optimization_barrier` is
-  gone by then on the CPU.
+  It does on some shapes and not on others, so the sum of a product would depend
+  on the device count; an optimization_barrier is gone by then on the CPU.
   """
   return jnp.where(x == x, x, jnp.nan)
 

@@ -91,5 +91,5 @@ def shares(value: jax.Array) -> jax.Array:
   scaled = value / jnp.where(total > 0, total, 1)[:, None] * 2**SHARE_BITS
   share = jnp.floor(scaled).astype(jnp.int32)
   missing = jnp.where(total > 0, 2**SHARE_BITS - share.sum(axis=1), 0)
-  largest = jnp.argmax(value, axis=1)[:, None] == jnp.arange(value.shape[1])
-  return share + largest * missing[:, None]
+  largest = jnp.argmax(value, axis=1)[:, None] == jnp.arange(value.shape[1])[None, :]
+  return share + jnp.where(largest, missing[:, None], 0)

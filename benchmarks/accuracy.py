@@ -1,0 +1,76 @@
+"""Test accuracy of several selectors over several seeds, at the same hyperparameters.
+
+    python -m benchmarks.accuracy --name=digits --config=configs/digits.py --seeds=5
+    python -m benchmarks.accuracy --name=fashion_mnist --config=configs/fashion_mnist.py --seeds=3
+
+Every run is `python train.py` in a process of its own, one after the other. Final-epoch test
+accuracy; nothing is chosen by it. Leaves benchmarks/results/NAME.json and prints its table. The
+interval is Student's, 95 %, over the seeds.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from scipy import stats
+
+from benchmarks.machine import machine
+
+NAME = flags.DEFINE_string("name", "digits", "Names the result.")
+CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Of the runs.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...")
+SELECTORS = flags.DEFINE_list("selectors", ["full", "random", "rs2", "rep_div"], "To compare.")
+OPTIONS = flags.DEFINE_multi_string("option", [], "Further options of every run.")
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def one_run(selector: str, seed: int, workdir: str) -> dict[str, Any]:
+  """The summary.json of a run."""
+  arguments = [f"--config={CONFIG.value}", f"--workdir={workdir}", f"--config.seed={seed}"]
+  arguments += [f"--config.selector.name={selector}", *OPTIONS.value]
+  subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True)
+  return json.loads((pathlib.Path(workdir) / "summary.json").read_text())
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+  """A row a selector, as Markdown."""
+  lines = [
+    "| selector | ratio | test accuracy, mean of seeds | 95 % interval | seeds | examples seen"
+    " | wall s | fit s | selection |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for selector in dict.fromkeys(run["selector"] for run in runs):
+    mine = [run for run in runs if run["selector"] == selector]
+    accuracy = 100 * np.array([run["test_accuracy"] for run in mine])
+    half = stats.t.ppf(0.975, len(mine) - 1) * accuracy.std(ddof=1) / np.sqrt(len(mine))
+    median = lambda key, mine=mine: np.median([run[key] for run in mine])
+    lines.append(
+      f"| {selector} | {mine[0]['ratio']:.2g} | {accuracy.mean():.2f} | ± {half:.2f} |"
+      f" {', '.join(f'{a:.2f}' for a in accuracy)} | {mine[0]['examples_seen']:,} |"
+      f" {median('wall_seconds'):.0f} | {median('fit_seconds'):.1f} |"
+      f" {median('selection_overhead_pct'):.2f} % |"
+    )
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  runs = []
+  with tempfile.TemporaryDirectory() as folder:
+    # Seeds outermost: a drift of the machine falls on all selectors alike.
+    for seed in range(SEEDS.value):
+      for selector in SELECTORS.value:
+        runs.append(one_run(selector, seed, f"{folder}/{selector}-{seed}"))
+  result = {"config": CONFIG.value, "options": OPTIONS.value, "machine": machine(), "runs": runs}
+  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
+  path.write_text(json.dumps(result, indent=2) + "\n")
+  print(table(runs))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,336 @@
+"""k-means: seeding, Lloyd's iterations, and the parts to run them over data in pieces."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jsel.kernels import precision as products
+from jsel.kernels.kmeans_seeding import (
+  check_k,
+  check_rows,
+  influence,
+  is_finite,
+  plus_plus,
+  varying,
+)
+from jsel.kernels.precision import Precision
+from jsel.kernels.reduce import fixed_tree_sum
+from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.segments import exponents, segment_sum, sum_by_label
+from jsel.kernels.tiles import map_tiles
+from jsel.kernels.topk import top_k
+
+__all__ = [
+  "KMeans",
+  "Statistics",
+  "assign",
+  "finish",
+  "fit",
+  "init",
+  "merge",
+  "plus_plus",
+  "update",
+]
+
+
+class KMeans(NamedTuple):
+  """Result of `fit`."""
+
+  centers: jax.Array  # [k, d] float32
+  labels: jax.Array  # [n] int32, the nearest of `centers`; -1 for padded and non-finite rows
+  inertia: jax.Array  # [] float32, weighted sum of squared distances to `centers`
+  iterations: jax.Array  # [] int32, how often the centers moved
+  converged: jax.Array  # [] bool
+
+
+class Statistics(NamedTuple):
+  """Sums of the rows seen so far by cluster; a monoid under `merge`."""
+
+  sums: jax.Array  # [k, d] float32, weighted
+  weight: jax.Array  # [k] float32
+
+
+@rows("x", "weights", "valid", out=KMeans(False, True, False, False, False))  # pyrefly: ignore
+def fit(
+  x: jax.Array,
+  centers: jax.Array,
+  *,
+  max_iters: int = 100,
+  tol: float = 0.0,
+  weights: jax.Array | None = None,
+  valid: jax.Array | None = None,
+  precision: Precision = "float32",
+  axis_name: AxisName = None,
+) -> KMeans:
+  r"""Lloyd's algorithm: moves ``centers`` to the means of the rows nearest to them.
+
+  .. math:: \min_{c_1 \dots c_k} \sum_i w_i \min_j \lVert x_i - c_j \rVert^2
+
+  A center without rows moves to a row instead: the j-th such center to the row
+  that is j-th farthest from its own center. It stays where no row is off its
+  center by more than rounding, as when there are fewer distinct rows than centers.
+
+  Sharding: rows may be split over ``axis_name``; costs a sum of three ``[k, d]``
+  integers over it an iteration. Bitwise the same on any device count, for n a
+  multiple of 512. On CPU, 512 tiles of n / 512 rows are worked on in turn,
+  none of them in more than 16 MB.
+
+  Args:
+    x: ``[n, d]`` rows of any real dtype.
+    centers: ``[k, d]`` to start from, as of `plus_plus`; ``k <= n``.
+    max_iters: the most iterations.
+    tol: converged when no center moves farther; at 0, when none moves.
+    weights: ``[n]``; weight 2 counts as two rows. Where it is not above 0, a row
+      has a label and no influence. All 1 if None.
+    valid: ``[n]`` bool, False for padded rows; all rows count if None.
+    precision: of the products that labels are found by. Sums and ``inertia`` are
+      float32 in any. ``"bfloat16"`` finds another, about equally good optimum.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    A `KMeans` whose labels and inertia are those of its centers. Rows with a
+    NaN, an infinity or a squared length beyond float32 are labelled -1 and
+    move nothing. A center that is not finite counts as one without rows.
+
+  Raises:
+    ValueError: if ``k > n``, or a shape or an option is out of range.
+
+  Example:
+    >>> fit(jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[0.0], [9.0]])).centers.ravel().tolist()
+    [1.0, 9.0]
+
+  References:
+    Lloyd, *Least squares quantization in PCM*, 1982.
+  """
+  check_rows(x, weights, valid)
+  _check_centers(x, centers)
+  check_k(centers.shape[0], x.shape[0] * axis_size(axis_name))
+  products.check(precision)
+  if max_iters < 0 or not tol >= 0:
+    raise ValueError(f"max_iters and tol must not be negative, got {max_iters} and {tol}")
+  # As arrays, so that other values compile nothing.
+  limits = np.int32(max_iters), np.float32(tol)
+  return _fit(x, centers, weights, valid, *limits, precision=precision, axis_name=axis_name)
+
+
+@rows("x", "valid", out=True)
+def assign(
+  x: jax.Array,
+  centers: jax.Array,
+  *,
+  valid: jax.Array | None = None,
+  precision: Precision = "float32",
+  axis_name: AxisName = None,
+) -> tuple[jax.Array, jax.Array]:
+  """The nearest center of each row, and how far it is.
+
+  Sharding: rows may be split over ``axis_name``; costs nothing over it. Bitwise
+  the same on any device count, for n a multiple of 512.
+
+  Args:
+    x: ``[n, d]`` rows of any real dtype.
+    centers: ``[k, d]``.
+    valid: ``[n]`` bool, False for padded rows; all rows count if None.
+    precision: of the products that labels are found by.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    ``labels`` (``int32[n]``, ties to the lowest center) and ``distance2``
+    (``float32[n]``, squared, taken of the differences and so exact at 0). For
+    padded rows and those with a NaN, an infinity or a squared length beyond
+    float32: -1 and NaN; for all rows where no center is finite.
+
+  Raises:
+    ValueError: if a shape or ``precision`` is another.
+
+  Example:
+    >>> labels, distance2 = assign(jnp.array([[1.0], [9.0]]), jnp.array([[0.0], [2.0], [9.0]]))
+    >>> labels.tolist(), distance2.tolist()
+    ([0, 2], [1.0, 0.0])
+  """
+  check_rows(x, None, valid)
+  _check_centers(x, centers)
+  products.check(precision)
+  return _assign(x, centers, valid, precision=precision, axis_name=axis_name)
+
+
+def init(k: int, d: int) -> Statistics:
+  """The statistics of no rows, for ``k`` clusters of ``d`` columns.
+
+  >>> init(2, 3).weight.tolist()
+  [0.0, 0.0]
+  """
+  return Statistics(jnp.zeros((k, d), jnp.float32), jnp.zeros(k, jnp.float32))
+
+
+@rows("x", "labels", "weights", out=False)
+def update(
+  statistics: Statistics,
+  x: jax.Array,
+  labels: jax.Array,
+  *,
+  weights: jax.Array | None = None,
+  axis_name: AxisName = None,
+) -> Statistics:
+  """Adds rows to ``statistics``; one iteration over data that the device cannot hold.
+
+  Sharding: as `jsel.kernels.segments.segment_sum`, bitwise the same on any device count.
+
+  Args:
+    statistics: of the rows before, as of `init`.
+    x: ``[n, d]`` rows of any real dtype.
+    labels: ``[n]`` int32 as of `assign`; rows labelled -1 are left out.
+    weights: ``[n]``; all 1 if None.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    The `Statistics` of all rows so far.
+
+  Raises:
+    ValueError: if a shape or dtype is another.
+
+  Example:
+    >>> x, centers = jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[0.0], [9.0]])
+    >>> statistics = init(2, 1)
+    >>> for part in (x[:2], x[2:]):
+    ...   statistics = update(statistics, part, assign(part, centers)[0])
+    >>> finish(statistics, centers).ravel().tolist()
+    [1.0, 9.0]
+  """
+  k, d = statistics.sums.shape
+  if x.ndim != 2 or x.shape[1] != d:
+    raise ValueError(f"x must be [n, {d}] as the statistics are, got shape {x.shape}")
+  ones = jnp.ones((x.shape[0], 1), jnp.float32)
+  total = functools.partial(
+    segment_sum, labels=labels, count=k, weights=weights, axis_name=axis_name
+  )
+  return merge(statistics, Statistics(total(x), total(ones)[:, 0]))
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+  """The statistics of the rows of both.
+
+  >>> merge(init(1, 1), Statistics(jnp.ones((1, 1)), jnp.ones(1))).weight.tolist()
+  [1.0]
+  """
+  return Statistics(a.sums + b.sums, a.weight + b.weight)
+
+
+def finish(statistics: Statistics, centers: jax.Array) -> jax.Array:
+  """The means ``[k, d]``; a cluster of no weight keeps its row of ``centers``.
+
+  >>> statistics = Statistics(jnp.array([[6.0], [0.0]]), jnp.array([2.0, 0.0]))
+  >>> finish(statistics, jnp.ones((2, 1))).tolist()
+  [[3.0], [1.0]]
+  """
+  seen = (statistics.weight > 0)[:, None]
+  weight = jnp.where(seen, statistics.weight[:, None], 1)
+  return jnp.where(seen, statistics.sums / weight, centers.astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("precision", "axis_name"))
+def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
+  n, k = x.shape[0], centers.shape[0]
+  row_weight = influence(x, weights, valid)
+  ones = jnp.ones((n, 1), jnp.float32)
+  exponent = exponents(x, row_weight, row_weight > 0, axis_name)
+  weight_exponent = exponents(ones, row_weight, row_weight > 0, axis_name)
+
+  def means(labels, centers):
+    labels = jnp.where(row_weight > 0, labels, -1)
+    weight = sum_by_label(ones, labels, k, row_weight, weight_exponent, axis_name)
+    sums = sum_by_label(x, labels, k, row_weight, exponent, axis_name)
+    return finish(Statistics(sums, weight[:, 0]), centers)
+
+  def fill(labels, distance2):
+    """Labels with the farthest rows given to the clusters that have none."""
+    taken = jnp.where(row_weight > 0, labels, k)
+    size = jnp.zeros(k, jnp.int32).at[taken].add(jnp.where(taken >= 0, 1, 0), mode="drop")
+    size = size if axis_name is None else lax.psum(size, axis_name)
+
+    def relabel(labels):
+      most = min(k, n * axis_size(axis_name))
+      # The mean of equal rows is a rounding off them; there is nothing to gain.
+      rounding = 2.0**-44 * jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
+      off = (row_weight > 0) & (distance2 > rounding)
+      far = top_k(distance2, most, valid=off, sorted=True, axis_name=axis_name).indices
+      far = jnp.where(far >= 0, far, jnp.iinfo(jnp.int32).max)
+      empty = size == 0
+      order = jnp.clip(jnp.cumsum(empty, dtype=jnp.int32) - 1, 0, most - 1)
+      local = far[order] - row_ids(n, axis_name)[0]
+      # What is not here, negative too, is dropped; an index from the end would not be.
+      local = jnp.where(empty & (local >= 0) & (local < n), local, n)
+      return labels.at[local].set(jnp.arange(k, dtype=jnp.int32), mode="drop")
+
+    return lax.cond(jnp.any(size == 0), relabel, lambda labels: labels, labels)
+
+  def iterate(state):
+    centers, _, _, iteration, _, _ = state
+    labels, distance2 = _assign(x, centers, valid, precision=precision, axis_name=axis_name)
+    moved = means(fill(labels, distance2), centers)
+    # A center that is not finite and stays so would never come to rest.
+    step = jnp.where(jnp.isnan(moved) & jnp.isnan(centers), 0, moved - centers)
+    converged = jnp.all(jnp.sum(step * step, axis=1) <= tol * tol)
+    done = converged | (iteration == max_iters)
+    return (
+      jnp.where(done, centers, moved),
+      labels,
+      distance2,
+      jnp.where(done, iteration, iteration + 1),
+      converged,
+      done,
+    )
+
+  start = (
+    centers.astype(jnp.float32),
+    varying(jnp.full(n, -1, jnp.int32), axis_name),
+    varying(jnp.full(n, jnp.nan, jnp.float32), axis_name),
+    jnp.int32(0),
+    jnp.bool_(False),
+    jnp.bool_(False),
+  )
+  # The last pass finds the labels of the centers returned, and moves none.
+  state = lax.while_loop(lambda state: ~state[-1], iterate, start)
+  centers, labels, distance2, iterations, converged, _ = state
+  cost = jnp.where((row_weight > 0) & (labels >= 0), row_weight * distance2, 0)
+  inertia = fixed_tree_sum(cost, axis_name=axis_name)
+  return KMeans(centers, labels, inertia, iterations, converged)
+
+
+@functools.partial(jax.jit, static_argnames=("precision", "axis_name"))
+def _assign(x, centers, valid, *, precision, axis_name):
+  n, d = x.shape
+  k = centers.shape[0]
+  centers = centers.astype(jnp.float32)
+  finite = jnp.isfinite(centers).all(axis=1)
+  used = jnp.where(finite[:, None], centers, 0)
+  # Relative to their mean: a common offset would cancel in |c|^2 / 2 - x.c, digits and all.
+  shift = jnp.sum(used, axis=0) / jnp.maximum(jnp.sum(finite, dtype=jnp.float32), 1)
+  shifted = jnp.where(finite[:, None], centers - shift[None], 0)
+  half_norm = jnp.where(finite, 0.5 * jnp.sum(shifted * shifted, axis=1), jnp.inf)
+  ids = jnp.arange(k, dtype=jnp.int32)[None]
+
+  def tile(arrays):
+    x, valid = arrays
+    x = x.astype(jnp.float32)
+    product = products.matmul(x - shift[None], shifted, precision=precision, transpose_b=True)
+    score = half_norm[None] - product
+    # Two passes that vectorise, where argmin would not.
+    lowest = jnp.min(score, axis=1, keepdims=True)
+    label = jnp.min(jnp.where(score <= lowest, ids, k), axis=1)
+    difference = x - used.at[label].get(mode="clip")
+    distance2 = jnp.sum(difference * difference, axis=1)
+    counts = valid & is_finite(x) & (label < k) & (lowest[:, 0] < jnp.inf)
+    return jnp.where(counts, label, -1), jnp.where(counts, distance2, jnp.nan)
+
+  valid = varying(jnp.ones(n, bool), axis_name) if valid is None else valid
+  return map_tiles(tile, (x, valid), width=max(k, d), axis_name=axis_name)
+
+
+def _check_centers(x: jax.Array, centers: jax.Array) -> None:
+  if centers.ndim != 2 or centers.shape[1] != x.shape[1] or not centers.shape[0]:
+    raise ValueError(f"centers must be [k, {x.shape[1]}] as x has it, got shape {centers.shape}")

@@ -1,0 +1,129 @@
+"""Seeds of k-means, and what its parts share about rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jsel.kernels.gather import gather
+from jsel.kernels.random import row_gumbel
+from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.tiles import map_tiles
+
+CHOSEN = 1e3  # taken off the log-weight of a copy of a seed; no draw makes up for it
+
+
+@rows("x", "weights", "valid", out=False)
+def plus_plus(
+  key: jax.Array,
+  x: jax.Array,
+  k: int,
+  *,
+  weights: jax.Array | None = None,
+  valid: jax.Array | None = None,
+  axis_name: AxisName = None,
+) -> jax.Array:
+  r"""Draws ``k`` rows of ``x``, far from each other, to start k-means from.
+
+  .. math:: P(i) \propto w_i \min_{c \text{ drawn}} \lVert x_i - c \rVert^2
+
+  Drawn as the highest of log-probability plus Gumbel noise, the noise of row i
+  being a function of the key and i. One pass over ``x`` a center.
+
+  Sharding: rows may be split over ``axis_name``; costs two integers and one row
+  over it a center. Bitwise the same on any device count.
+
+  Args:
+    key: typed PRNG key.
+    x: ``[n, d]`` rows of any real dtype.
+    k: how many, static, ``1 <= k <= n``.
+    weights: ``[n]``; a row of weight 2 is drawn as two equal rows are, one
+      whose weight is not above 0 never. All 1 if None.
+    valid: ``[n]`` bool, False for padded rows; all rows count if None.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    ``float32[k, d]`` in the order drawn. No row comes twice, nor does a copy of
+    it, while others are left; after that, rows repeat. Rows with a NaN, an
+    infinity or a squared length beyond float32 are never drawn; with no row to
+    draw, all is NaN.
+
+  Raises:
+    ValueError: if ``k`` is out of range, or a shape is another.
+
+  Example:
+    >>> x = jnp.array([[0.0], [0.0], [9.0]])
+    >>> sorted(plus_plus(jax.random.key(0), x, 2).ravel().tolist())
+    [0.0, 9.0]
+
+  References:
+    Arthur and Vassilvitskii, *k-means++: the advantages of careful seeding*, 2007.
+  """
+  check_rows(x, weights, valid)
+  check_k(k, x.shape[0] * axis_size(axis_name))
+  return _plus_plus(key, x, weights, valid, k=int(k), axis_name=axis_name)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "axis_name"))
+def _plus_plus(key, x, weights, valid, *, k, axis_name):
+  n, d = x.shape
+  log_weights = jnp.log(influence(x, weights, valid))
+  ids = row_ids(n, axis_name)
+
+  def draw(j, carry):
+    nearest, drawn, centers = carry
+    noise_key = jax.random.fold_in(key, j)
+
+    def tile(arrays):
+      x, log_weights, ids, nearest = arrays
+      difference = x.astype(jnp.float32) - drawn[None]
+      nearest = jnp.minimum(nearest, jnp.sum(difference * difference, axis=1))
+      # The first draw goes by weight alone: its `drawn` is infinitely far.
+      factor = jnp.where(nearest < jnp.inf, nearest, 1)
+      log_factor = jnp.where(factor > 0, jnp.log(factor), -CHOSEN)
+      score = log_weights + log_factor + row_gumbel(noise_key, ids)
+      return nearest, jnp.where(log_weights > -jnp.inf, score, -jnp.inf)
+
+    arrays = (x, log_weights, ids, nearest)
+    nearest, score = map_tiles(tile, arrays, width=d, axis_name=axis_name)
+    best = jnp.max(score)
+    best = best if axis_name is None else lax.pmax(best, axis_name)
+    index = jnp.min(jnp.where(score == best, ids, np.iinfo(np.int32).max))
+    index = index if axis_name is None else lax.pmin(index, axis_name)
+    drawn = gather(x, index[None], axis_name=axis_name)[0].astype(jnp.float32)
+    drawn = jnp.where(best > -jnp.inf, drawn, jnp.nan)
+    return nearest, drawn, centers.at[j].set(drawn)
+
+  nearest = varying(jnp.full(n, jnp.inf, jnp.float32), axis_name)
+  start = (nearest, jnp.full(d, jnp.inf, jnp.float32), jnp.zeros((k, d), jnp.float32))
+  return lax.fori_loop(0, k, draw, start)[2]
+
+
+def influence(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) -> jax.Array:
+  """``float32[n]``: the weight of a row that may move a center, else 0."""
+  weight = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights.astype(jnp.float32)
+  counts = is_finite(x.astype(jnp.float32)) & (weight > 0)
+  return jnp.where(counts if valid is None else counts & valid, weight, 0)
+
+
+def is_finite(x: jax.Array) -> jax.Array:
+  return jnp.isfinite(jnp.sum(x * x, axis=1))
+
+
+def varying(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  return x if axis_name is None else lax.pcast(x, axis_name, to="varying")
+
+
+def check_rows(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) -> None:
+  if x.ndim != 2 or not x.shape[1]:
+    raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
+  for name, array in (("weights", weights), ("valid", valid)):
+    if array is not None and array.shape != x.shape[:1]:
+      raise ValueError(f"{name} has shape {array.shape}, x has {x.shape[0]} rows")
+
+
+def check_k(k: int, count: int) -> None:
+  if not isinstance(k, (int, np.integer)) or not 1 <= k <= count:
+    raise ValueError(f"k must be a static int within [1, {count}] for {count} rows, got {k}")

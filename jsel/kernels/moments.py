@@ -1,0 +1,169 @@
+"""Count, mean and centred second moment of rows, in parts that merge."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jsel.kernels.gather import gather
+from jsel.kernels.reduce import (
+  LEAVES,
+  TwoLimb,
+  fixed_tree_map_sum,
+  two_limb,
+  two_limb_add,
+  two_limb_to_float,
+)
+from jsel.kernels.rows import AxisName, row_ids, rows
+
+
+class Moments(NamedTuple):
+  """What is known of the rows seen so far; a monoid under `merge`."""
+
+  count: TwoLimb  # valid rows, exact beyond 2**31
+  mean: jax.Array  # [d] float32
+  scatter: jax.Array  # sum of squared deviations [d], or of their outer products [d, d], float32
+
+
+def init(d: int, *, covariance: bool = False) -> Moments:
+  """The moments of no rows.
+
+  Args:
+    d: columns of the rows to come.
+    covariance: whether to keep products of columns too, ``[d, d]`` floats.
+
+  >>> init(3).mean.tolist()
+  [0.0, 0.0, 0.0]
+  """
+  shape = (d, d) if covariance else (d,)
+  return Moments(two_limb(0), jnp.zeros(d, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+
+@rows("x", "valid", out=False)
+def update(
+  moments: Moments,
+  x: jax.Array,
+  *,
+  valid: jax.Array | None = None,
+  axis_name: AxisName = None,
+) -> Moments:
+  """Adds rows to ``moments``.
+
+  Rows are taken relative to the first valid one before they are averaged, and
+  to their mean before they are squared: a mean of 1e4 does not cancel, and a
+  constant column has a second moment of exactly 0.
+
+  Sharding: rows may be split over ``axis_name``; costs four sums of ``[d]`` or
+  less, and one of the scatter. Bitwise the same on any device count. Rows are
+  cast n / 512 at a time, ``x`` is never held in float32 whole.
+
+  Args:
+    moments: what `init`, `update` or `merge` returned, the same on every device.
+    x: ``[n, d]`` rows of any real dtype.
+    valid: ``[n]`` bool, False for padded rows; all rows count if None.
+    axis_name: mesh axis (or axes) that the rows are split over, inside
+      ``jax.shard_map`` or ``jax.pmap``; None on one device.
+
+  Returns:
+    The `Moments` of both. A NaN or an infinity in a valid row leaves neither
+    mean nor scatter of its column finite.
+
+  Raises:
+    ValueError: if ``x`` is not ``[n, d]``, or ``valid`` has another length.
+
+  Example:
+    >>> mean, variance = finish(update(init(1), jnp.array([[1.0], [3.0]])))
+    >>> mean.tolist(), variance.tolist()
+    ([2.0], [1.0])
+
+  References:
+    Chan, Golub, LeVeque, *Updating formulae and a pairwise algorithm for
+    computing sample variances*, 1979.
+  """
+  if x.ndim != 2 or x.shape[1] != moments.mean.shape[0]:
+    raise ValueError(f"x must be [n, {moments.mean.shape[0]}] as the moments, got {x.shape}")
+  if valid is None:
+    valid = jnp.ones(x.shape[0], bool)
+  if valid.shape != x.shape[:1]:
+    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
+  if axis_name is None:
+    extra = -x.shape[0] % LEAVES
+    x, valid = (jnp.pad(a, [(0, extra)] + [(0, 0)] * (a.ndim - 1)) for a in (x, valid))
+  return merge(moments, _of_rows(x, valid, moments.scatter.ndim == 2, axis_name))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+  """The moments of the rows of both.
+
+  Associative up to float32 rounding: merge parts in a fixed order where the
+  result is to be the same bit by bit.
+
+  >>> x = jnp.arange(6.0)[:, None]
+  >>> parts = update(init(1), x[:2]), update(init(1), x[2:])
+  >>> finish(merge(*parts))[1].item() == finish(update(init(1), x))[1].item()
+  True
+  """
+  if a.scatter.shape != b.scatter.shape:
+    raise ValueError(f"moments of shapes {a.scatter.shape} and {b.scatter.shape} do not merge")
+  count = two_limb_add(a.count, b.count)
+  size_a, size_b, size = (two_limb_to_float(c) for c in (a.count, b.count, count))
+  share_b = size_b / jnp.maximum(size, 1)
+  delta = b.mean - a.mean
+  square = jnp.outer(delta, delta) if a.scatter.ndim == 2 else delta**2
+  # Barriers keep the additions unfused, hence the same in every program.
+  step, between = jax.lax.optimization_barrier((delta * share_b, square * (size_a * share_b)))
+  mean, scatter = a.mean + step, a.scatter + b.scatter + between
+  # Exactly the other part where one is empty.
+  choose = lambda merged, a, b: jnp.where(size_a == 0, b, jnp.where(size_b == 0, a, merged))
+  return Moments(count, choose(mean, a.mean, b.mean), choose(scatter, a.scatter, b.scatter))
+
+
+def finish(moments: Moments, *, ddof: int = 0) -> tuple[jax.Array, jax.Array]:
+  """Mean ``[d]`` and variance ``[d]`` (or covariance ``[d, d]``) of the rows seen.
+
+  Args:
+    moments: what `update` or `merge` returned.
+    ddof: subtracted from the count that divides: 0 of a population, 1 of a sample.
+
+  Returns:
+    ``(mean, variance)``, float32; the variance is NaN for ``ddof`` rows or fewer.
+
+  >>> finish(update(init(1), jnp.array([[1.0], [3.0]])), ddof=1)[1].item()
+  2.0
+  """
+  size = two_limb_to_float(two_limb_add(moments.count, two_limb(-ddof)))
+  size = jax.lax.optimization_barrier(jnp.where(size > 0, size, jnp.nan))
+  return moments.mean, moments.scatter / size
+
+
+# One program: eagerly, every call would compile the loops of the trees again.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisName) -> Moments:
+  count = jnp.sum(valid, dtype=jnp.int32)
+  first = jnp.min(jnp.where(valid, row_ids(x.shape[0], axis_name), jnp.iinfo(jnp.int32).max))
+  if axis_name is not None:
+    count, first = jax.lax.psum(count, axis_name), jax.lax.pmin(first, axis_name)
+  pivot = gather(x, first[None], axis_name=axis_name).astype(jnp.float32)  # [1, d]
+
+  def sum_over_rows(function: Callable[[jax.Array], jax.Array], *centres: jax.Array) -> jax.Array:
+    def of_leaf(leaf: tuple[jax.Array, jax.Array], _: jax.Array) -> jax.Array:
+      x, valid = leaf
+      x = x.astype(jnp.float32)
+      for centre in centres:
+        x -= centre
+      return function(jnp.where(valid[:, None], x, 0))
+
+    return fixed_tree_map_sum(of_leaf, (x, valid), axis_name=axis_name)
+
+  def products(x: jax.Array) -> jax.Array:
+    if covariance:
+      return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+    # Unfused, as the compiler might contract product and sum on some shapes only.
+    return jax.lax.optimization_barrier(x * x).sum(0)
+
+  # Where no row is invalid, the count is a constant, and might be divided by in another way.
+  size = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
+  shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), pivot) / size
+  return Moments(two_limb(count), (pivot + shift)[0], sum_over_rows(products, pivot, shift))

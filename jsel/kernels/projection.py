@@ -1,0 +1,165 @@
+"""Random projections to fewer columns that keep lengths and inner products."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jsel.kernels import precision as products
+from jsel.kernels.precision import Precision
+from jsel.kernels.random import row_bits
+from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.tiles import map_tiles
+
+BLOCK = 2**22  # signs held at a time, 16 MB of them
+WORD = 64  # signs that one call of the cipher gives
+TILE_ROWS = 2048
+
+
+@rows("x", out=True)
+def rademacher(
+  key: jax.Array,
+  x: jax.Array,
+  dim: int,
+  *,
+  column_offset: int | jax.Array = 0,
+  precision: Precision = "float32",
+  axis_name: AxisName = None,
+) -> jax.Array:
+  r"""Projects the rows of ``x`` to ``dim`` columns by random signs.
+
+  .. math:: y = x R / \sqrt{\mathrm{dim}}, \quad R_{ij} = \pm 1
+
+  Lengths and inner products are kept in expectation; those of n rows all to
+  1 +- eps with high probability once ``dim`` is some 8 log(n) / eps^2. R is made
+  from the key as it is used, 16 MB at a time: see `signs`.
+
+  Columns may come in chunks, from a model's parameters one by one say: the
+  projections of ``x[:, a:b]`` with ``column_offset=a`` add up to that of ``x``.
+
+  Sharding: rows may be split over ``axis_name``; costs nothing over it. Then
+  rows are multiplied n / 512 at a time, so that they are bitwise the same on any
+  device count. With None they are taken 2048 at a time, and agree with those to
+  float32 rounding.
+
+  Args:
+    key: typed PRNG key; the same for all chunks.
+    x: ``[n, d]`` rows of any real dtype.
+    dim: columns of the result, static.
+    column_offset: the row of R that the first column of ``x`` meets.
+    precision: of the products. The signs are exact in any, so that
+      ``"bfloat16_3x"`` costs two products, not three.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    ``float32[n, dim]``. A NaN stays in its row.
+
+  Raises:
+    ValueError: if ``x`` is not a matrix, ``dim`` or ``precision`` out of range, or
+      rows that are split no multiple of 512.
+
+  Example:
+    >>> x = jnp.ones((3, 10))
+    >>> y = rademacher(jax.random.key(0), x, 4)
+    >>> parts = [rademacher(jax.random.key(0), x[:, i : i + 5], 4, column_offset=i) for i in (0, 5)]
+    >>> bool(jnp.allclose(parts[0] + parts[1], y, atol=1e-6))
+    True
+
+  References:
+    Johnson and Lindenstrauss, *Extensions of Lipschitz mappings into a Hilbert
+    space*, 1984; Achlioptas, *Database-friendly random projections*, 2003.
+  """
+  if x.ndim != 2:
+    raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
+  _check_dim(dim)
+  products.check(precision)
+  if isinstance(column_offset, (int, np.integer)):
+    if not 0 <= column_offset <= 2**32 - x.shape[1]:
+      raise ValueError(
+        f"column_offset must be within [0, {2**32 - x.shape[1]}] for {x.shape[1]} columns, "
+        f"got {column_offset}: give each of so many columns a key of its own"
+      )
+    column_offset = np.uint32(column_offset)
+  offset = jnp.asarray(column_offset).astype(jnp.uint32)
+  return _rademacher(key, x, offset, dim=int(dim), precision=precision, axis_name=axis_name)
+
+
+def signs(key: jax.Array, ids: jax.Array, dim: int, *, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+  """Rows ``ids`` of the matrix R of `rademacher`, before the division by sqrt(dim).
+
+  The sign at (i, j) is a bit of the cipher's word at (i, j // 64): a function of
+  key, i and j, whatever else is asked for, ``dim`` included.
+
+  Args:
+    key: typed PRNG key.
+    ids: ``[r]`` int32 or uint32, the columns of ``x`` that they meet.
+    dim: how many columns, static.
+    dtype: of the result; every float holds a sign exactly.
+
+  Returns:
+    ``[r, dim]`` of -1 and 1.
+
+  Raises:
+    ValueError: if ``ids`` are not 32-bit integers of one axis, or ``dim < 1``.
+
+  Example:
+    >>> key = jax.random.key(0)
+    >>> bool((signs(key, jnp.arange(8), 100)[5:, :70] == signs(key, jnp.arange(5, 8), 70)).all())
+    True
+  """
+  _check_dim(dim)
+  if ids.ndim != 1:
+    raise ValueError(f"ids must be [r], got shape {ids.shape}")
+  streams = jnp.arange(-(-dim // WORD), dtype=jnp.uint32)
+  words = jax.vmap(lambda stream: row_bits(key, ids, stream=stream), out_axes=1)(streams)
+  # Without it the cipher would be fused into, and run for, each of the 32 bits of a word.
+  words = lax.optimization_barrier(words.reshape(ids.shape[0], -1))
+  bits = words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]
+  bits = bits.reshape(ids.shape[0], -1)[:, :dim] & 1
+  return jnp.where(bits == 1, -1, 1).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("dim", "precision", "axis_name"))
+def _rademacher(key, x, offset, *, dim, precision, axis_name):
+  n, d = x.shape
+  block = min(max(BLOCK // dim, 1), max(d, 1))
+  dtype = jnp.float32 if precision == "float32" else jnp.bfloat16
+
+  def add(total: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """``total`` plus the part of columns [start, start + size)."""
+    ids = offset + start + jnp.arange(size, dtype=jnp.uint32)
+    block_signs = signs(key, ids, dim, dtype=dtype)
+
+    def tile(arrays):
+      x, total = arrays
+      x = lax.dynamic_slice_in_dim(x, start.astype(jnp.int32), size, axis=1)
+      return total + products.matmul(x, block_signs, precision=precision)
+
+    if axis_name is not None:
+      return map_tiles(tile, (x, total), width=size + dim, axis_name=axis_name)
+    whole = n // TILE_ROWS * TILE_ROWS
+    parts = []
+    if whole:
+      cut = lambda array: array[:whole].reshape(-1, TILE_ROWS, array.shape[1])
+      parts.append(lax.map(tile, (cut(x), cut(total))).reshape(whole, dim))
+    if n > whole or not whole:
+      parts.append(tile((x[whole:], total[whole:])))
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+  total = jnp.zeros((n, dim), jnp.float32)
+  if axis_name is not None:
+    total = lax.pcast(total, axis_name, to="varying")
+  blocks = d // block if d else 0
+  if blocks:
+    starts = jnp.arange(blocks, dtype=jnp.uint32) * block
+    total, _ = lax.scan(lambda total, start: (add(total, start, block), None), total, starts)
+  if d > blocks * block:
+    total = add(total, jnp.uint32(blocks * block), d - blocks * block)
+  return total / np.sqrt(dim)
+
+
+def _check_dim(dim: int) -> None:
+  if not isinstance(dim, (int, np.integer)) or dim < 1:
+    raise ValueError(f"dim must be a static int of at least 1, got {dim}")

@@ -1,0 +1,140 @@
+"""Sums of rows by label, exact and so in any order: clusters, classes, sources."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jsel.kernels.rows import AxisName, rows
+
+LIMB = 16  # bits; LIMB_ROWS of them add up within 31 bits
+LIMB_ROWS = 2**14
+TILE_SIZE = 2**18  # elements, 1 MB: larger ones leave the cache
+
+
+@rows("x", "labels", "weights", out=False)
+def segment_sum(
+  x: jax.Array,
+  labels: jax.Array,
+  count: int,
+  *,
+  weights: jax.Array | None = None,
+  axis_name: AxisName = None,
+) -> jax.Array:
+  r"""Sums of rows by label.
+
+  .. math:: s_c = \sum_{i:\, l_i = c} w_i x_i
+
+  Each number is rounded once, to 2**-33 of the power of two above the largest
+  of its column; those integers are added exactly, in two limbs.
+
+  Sharding: rows may be split over ``axis_name``; costs one maximum of ``[d]`` and
+  one sum of three ``[count, d]`` integers over it. No order of summation
+  matters, so the result is bitwise the same on any device count.
+
+  Args:
+    x: ``[n, d]`` rows of any real dtype, taken in float32.
+    labels: ``[n]`` int32; rows labelled outside of [0, count) are left out.
+    count: how many labels there are, static.
+    weights: ``[n]`` of any real dtype; all 1 if None.
+    axis_name: mesh axis (or axes) that the rows are split over.
+
+  Returns:
+    ``float32[count, d]``, rounded from the exact sum; 0 where a label has no
+    row. A NaN or infinity in a row that counts makes its column NaN.
+
+  Raises:
+    ValueError: if shapes or dtypes are others.
+
+  Example:
+    >>> segment_sum(jnp.array([[1.0], [2.0], [4.0]]), jnp.array([1, 0, 1]), 2).tolist()
+    [[2.0], [5.0]]
+  """
+  if x.ndim != 2:
+    raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
+  if labels.shape != x.shape[:1] or labels.dtype != jnp.int32:
+    raise ValueError(f"labels must be int32 [{x.shape[0]}], got {labels.dtype} {labels.shape}")
+  if weights is None:
+    weights = jnp.ones_like(labels, jnp.float32)
+  if weights.shape != labels.shape:
+    raise ValueError(f"weights has shape {weights.shape}, x has {x.shape[0]} rows")
+  weights = weights.astype(jnp.float32)
+  counts = (labels >= 0) & (labels < count)
+  return sum_by_label(
+    x, labels, count, weights, exponents(x, weights, counts, axis_name), axis_name
+  )
+
+
+def exponents(
+  x: jax.Array, weights: jax.Array, counts: jax.Array, axis_name: AxisName = None
+) -> jax.Array:
+  """``int32[d]`` e with all ``|weights * x| < 2**e`` where ``counts``; 2**30 for a column with NaN.
+
+  >>> exponents(jnp.array([[3.0]]), jnp.ones(1), jnp.ones(1, bool)).tolist()
+  [2]
+  """
+  size = jnp.abs(weights[:, None] * x.astype(jnp.float32))
+  # As infinity, since a maximum over devices need not pass NaN on.
+  size = jnp.where(jnp.isnan(size), jnp.inf, size)
+  largest = jnp.max(jnp.where(counts[:, None], size, 0), axis=0, initial=0.0)
+  if axis_name is not None:
+    largest = lax.pmax(largest, axis_name)
+  exponent = jnp.frexp(largest)[1].astype(jnp.int32)
+  # What is below 2**-130 adds up to nothing that float32 holds well.
+  return jnp.where(jnp.isfinite(largest), jnp.maximum(exponent, -98), 2**30)
+
+
+def sum_by_label(
+  x: jax.Array,
+  labels: jax.Array,
+  count: int,
+  weights: jax.Array,
+  exponent: jax.Array,
+  axis_name: AxisName = None,
+) -> jax.Array:
+  """`segment_sum` where the `exponents` are known, as they are from pass to pass."""
+  n, d = x.shape
+  if not n:
+    return jnp.zeros((count, d), jnp.float32)
+  bounded = jnp.where(exponent == 2**30, 0, exponent)
+  scale = _power_of_two(LIMB - bounded)
+  size = min(max(TILE_SIZE // max(d, 1), 1), LIMB_ROWS, n)
+  tiles, group = -(-n // size), LIMB_ROWS // size
+
+  def add_tile(i: jax.Array, limbs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The last tile ends with the rows, and leaves out what the one before has added.
+    start = jnp.minimum(i * size, n - size)
+    cut = lambda array: lax.dynamic_slice_in_dim(array, start, size)
+    label = cut(labels)
+    fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
+    counts = fresh & (label >= 0) & (label < count)
+    values = cut(weights)[:, None] * cut(x).astype(jnp.float32)
+    values = jnp.where(counts[:, None], values, 0) * scale[None]
+    high = jnp.round(values)
+    low = jnp.round((values - high) * 2.0**LIMB)
+    label = jnp.where(counts, label, count)
+    add = lambda limb, value: limb.at[label].add(value.astype(jnp.int32), mode="drop")
+    return add(limbs[0], low), add(limbs[1], high)
+
+  def add_group(g: jax.Array, total: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    last = jnp.minimum((g + 1) * group, tiles)
+    low, high = lax.fori_loop(g * group, last, add_tile, (zeros, zeros))
+    ones = total[0] + low
+    middle = total[1] + high + (ones >> LIMB)
+    top = total[2] + (middle >> LIMB)
+    return ones & (2**LIMB - 1), middle & (2**LIMB - 1), top
+
+  zeros = jnp.zeros((count, d), jnp.int32)
+  if axis_name is not None:
+    zeros = lax.pcast(zeros, axis_name, to="varying")
+  total = lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
+  if axis_name is not None:
+    total = lax.psum(total, axis_name)
+  ones, middle, top = (limb.astype(jnp.float32) for limb in total)
+  # Powers of two: nothing but the last addition rounds, whether or not it is fused.
+  result = ((top * 2.0**LIMB + middle) * 2.0**LIMB + ones) * 2.0**-LIMB
+  return jnp.where((exponent == 2**30)[None], jnp.nan, result * _power_of_two(bounded - LIMB)[None])
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+  """2**exponent exactly, for exponents of normal numbers."""
+  return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)

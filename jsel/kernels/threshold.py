@@ -1,0 +1,247 @@
+"""Exact selection of the highest among int32 keys: candidates, k-th key, mask, ids of a mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jsel.kernels.rows import AxisName, axis_size
+
+LOWEST = np.int32(np.iinfo(np.int32).min)  # the key of rows that never win
+_BLOCK = 64  # rows a maximum, where few are picked from many
+_TIE_BLOCK = 512
+_SMALL = 1024  # rows up to which a histogram of 65,536 bins costs more than it saves
+
+
+def to_keys(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
+  """int32 keys in the order of the scores; NaN and invalid rows are `LOWEST`.
+
+  All in integers: float comparisons flush subnormals on some backends.
+
+  >>> to_keys(jnp.array([0.0, -0.0, jnp.nan]), None).tolist()
+  [0, 0, -2147483648]
+  """
+  if scores.dtype == jnp.int32:
+    return scores if valid is None else jnp.where(valid, scores, LOWEST)
+  kind = jnp.int32 if scores.dtype == jnp.float32 else jnp.int16
+  bits = lax.bitcast_convert_type(scores, kind).astype(jnp.int32)
+  magnitude = bits & np.iinfo(kind).max
+  infinity = int(np.asarray(jnp.inf, scores.dtype).view(np.dtype(kind)))
+  eligible = magnitude <= infinity
+  if valid is not None:
+    eligible &= valid
+  keys = jnp.where(eligible, jnp.where(bits < 0, -magnitude, magnitude), LOWEST)
+  # Several passes read the keys; made anew in each, they would cost more than to read.
+  return lax.optimization_barrier(keys)
+
+
+def from_keys(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """The scores of ``keys``; `LOWEST` becomes -inf, or the least int32."""
+  if dtype == jnp.int32:
+    return keys
+  kind = jnp.int32 if dtype == jnp.float32 else jnp.int16
+  magnitude = jnp.abs(jnp.where(keys == LOWEST, 0, keys))
+  bits = jnp.where(keys < 0, magnitude | np.iinfo(kind).min, magnitude).astype(kind)
+  return jnp.where(keys == LOWEST, -jnp.inf, lax.bitcast_convert_type(bits, dtype))
+
+
+def highest_over(
+  keys: jax.Array, eligible: jax.Array | None, k: int, by_score: bool, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """The ``k`` highest eligible keys over all devices and their global ids.
+
+  Ids ascend, or keys descend if ``by_score``; at the end, `LOWEST` and -1 where no row was left.
+  """
+  count, devices = keys.shape[0], axis_size(axis_name)
+  total = count * devices
+  few = k <= 4096 and (64 * k <= total or total <= _SMALL) and devices * min(k, count) <= 2**16
+  if few and eligible is None:
+    top, ids = highest(keys, min(k, count))
+    if axis_name is not None:
+      ids = ids + lax.axis_index(axis_name) * count
+      gather = lambda x: lax.all_gather(x, axis_name, tiled=True, to="invarying")
+      candidates, ids = gather(top), gather(ids)
+      # Candidates stand in the order of the devices, so position still breaks ties by id.
+      top, position = highest(candidates, k)
+      ids = ids[position]
+    found = top != LOWEST
+    if not by_score:
+      order = jnp.where(found, ids, np.iinfo(np.int32).max)
+      _, ids, top = lax.sort((order, ids, top), num_keys=1)
+      found = top != LOWEST
+  else:
+    mask = mask_of_highest(keys, eligible, jnp.int32(k), axis_name)
+    ids, top, held = compact(mask, keys, k, axis_name)
+    found = jnp.arange(k) < held
+    if by_score:
+      # ~x falls as x rises, without overflow; the sort is stable, so what was not found stays last.
+      order = jnp.where(found, ~top, np.iinfo(np.int32).max)
+      _, ids, top = lax.sort((order, ids, top), num_keys=1)
+  return jnp.where(found, top, LOWEST), jnp.where(found, ids, -1)
+
+
+def highest(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """The ``k`` highest keys, descending, and their positions; ties by position."""
+  if keys.shape[0] < 4 * _BLOCK * k or keys.shape[0] < 2**17:
+    return _sorted_top_k(keys, k)
+  # The k highest rows lie in the k blocks of highest maxima. So do they with
+  # ties: a row of another block is preceded by the maxima of all those k.
+  padded = jnp.pad(keys, (0, -keys.shape[0] % _BLOCK), constant_values=LOWEST)
+  blocks = padded.reshape(-1, _BLOCK)
+  _, chosen = _sorted_top_k(blocks.max(1), k)
+  chosen = jnp.sort(chosen)  # so that position within the candidates is the order of the rows
+  top, position = _sorted_top_k(blocks[chosen].reshape(-1), k)
+  return top, chosen[position // _BLOCK] * _BLOCK + position % _BLOCK
+
+
+def _sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  def as_floats(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA's CPU top-k is fast for float32 alone (integers are sorted whole). It
+    # compares by IEEE total order, in which these floats stand as the keys do.
+    floats = lax.bitcast_convert_type(keys ^ ((keys >> 31) & 0x7FFFFFFF), jnp.float32)
+    top, position = lax.top_k(floats, k)
+    # Without barriers, XLA turns a slice of the result into a full sort (one
+    # barrier round both crashes its compiler).
+    bits = lax.bitcast_convert_type(lax.optimization_barrier(top), jnp.int32)
+    position = lax.optimization_barrier(position)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF), position
+
+  def as_integers(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    top, position = lax.top_k(keys, k)
+    return lax.optimization_barrier(top), lax.optimization_barrier(position)
+
+  return lax.platform_dependent(keys, cpu=as_floats, default=as_integers)
+
+
+def mask_of_highest(
+  keys: jax.Array, eligible: jax.Array | None, k: jax.Array, axis_name: AxisName
+) -> jax.Array:
+  """bool[n]: the ``k`` highest eligible keys over all devices, ties to the lowest id.
+
+  Ineligible rows have the key `LOWEST`; ``eligible`` tells them from rows whose
+  own key it is (None where there are none such).
+  """
+  histogram = lambda keys, k: kth_by_histogram(keys, k, axis_name)
+  counting = lambda keys, k: kth_by_counting(keys, k, axis_name)
+  on_cpu = counting if keys.shape[0] <= _SMALL else histogram
+  kth, left = lax.platform_dependent(keys, k, cpu=on_cpu, default=counting)
+  above = keys > kth
+  tied = (keys == kth) & (keys != LOWEST if eligible is None else eligible)
+
+  # The first rows of the tied take what is left: find the row that is the last
+  # of them, through counts of blocks, so that no prefix sum has length n.
+  blocks = jnp.pad(tied, (0, -tied.shape[0] % _TIE_BLOCK)).reshape(-1, _TIE_BLOCK)
+  ends = jnp.cumsum(blocks.sum(1, dtype=jnp.int32))
+  left = jnp.clip(left - _count_before(ends[-1], axis_name), 0, ends[-1])
+  block = jnp.minimum((ends < left).sum(dtype=jnp.int32), ends.shape[0] - 1)
+  last_block = blocks[block]
+  before = ends[block] - last_block.sum(dtype=jnp.int32)
+  within = (jnp.cumsum(last_block.astype(jnp.int32)) < left - before).sum(dtype=jnp.int32)
+  end = jnp.where(left > 0, block * _TIE_BLOCK + within + 1, 0)
+  return above | (tied & (jnp.arange(keys.shape[0], dtype=jnp.int32) < end))
+
+
+def kth_by_histogram(
+  keys: jax.Array, k: jax.Array, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """The k-th highest key, and how many of that key belong to the ``k``.
+
+  By histograms of the upper and the lower 16 bits.
+  """
+
+  def digit_of_kth(digits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    counts = jnp.zeros(2**16, jnp.int32).at[digits].add(1, mode="drop")
+    counts = _sum_over(counts, axis_name).reshape(256, 256)
+    coarse, k = _bin_of_kth(counts.sum(1, dtype=jnp.int32), k)
+    fine, k = _bin_of_kth(counts[coarse], k)
+    return coarse * 256 + fine, k
+
+  upper_digits = (keys >> 16) + 2**15
+  upper, k = digit_of_kth(upper_digits, k)
+  # Digits of rows that are out already fall outside of the histogram.
+  lower_digits = jnp.where(upper_digits == upper, keys & 0xFFFF, 2**16)
+  lower, k = digit_of_kth(lower_digits, k)
+  return ((upper - 2**15) << 16) | lower, k
+
+
+def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The bin of the k-th from above, and what k is within that bin."""
+  bins = jnp.arange(counts.shape[0])
+  at_least = jnp.where(bins[None, :] >= bins[:, None], counts[None, :], 0).sum(1, dtype=jnp.int32)
+  found = jnp.maximum((at_least >= k).sum(dtype=jnp.int32) - 1, 0)
+  return found, k - (at_least[found] - counts[found])
+
+
+def kth_by_counting(
+  keys: jax.Array, k: jax.Array, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """`kth_by_histogram`, four bits a pass, by comparisons and no scatter."""
+  digits = jnp.arange(1, 16, dtype=jnp.int32)[:, None]
+  kth, above = jnp.int32(LOWEST), jnp.int32(0)
+  for shift in range(28, -1, -4):
+    bounds = kth + (digits << shift)  # wraps from the negative keys to the positive
+    counts = _sum_over((keys[None, :] >= bounds).sum(1, dtype=jnp.int32), axis_name)
+    digit = (counts >= k).sum(dtype=jnp.int32)
+    kth = kth + (digit << shift)
+    above = jnp.where(digit < 15, counts[jnp.minimum(digit, 14)], above)
+  return kth, k - above
+
+
+def compact(
+  mask: jax.Array, keys: jax.Array | None, size: int, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+  """Global ids of the first ``size`` rows of ``mask``, their keys (0 past the count), the count."""
+  rows = mask.shape[0]
+  place = jnp.arange(32, dtype=jnp.uint32)[None, :]
+  bits = jnp.pad(mask, (0, -rows % 32)).reshape(-1, 32).astype(jnp.uint32)
+  words = (bits << place).sum(1, dtype=jnp.uint32)
+  lengths = lax.population_count(words).astype(jnp.int32)
+  ends = jnp.cumsum(lengths)
+  count = ends[-1]
+
+  slots = min(size, rows)
+  slot = jnp.arange(slots, dtype=jnp.int32)
+  # The word of a slot: how many words end at or before it.
+  word = jnp.cumsum(jnp.zeros(slots, jnp.int32).at[ends].add(1, mode="drop"))
+  word = jnp.minimum(word, words.shape[0] - 1)
+  ids = word * 32 + _nth_bit(words[word], slot - (ends[word] - lengths[word]))
+  filled = slot < count
+  columns = [jnp.where(filled, ids, 0)]
+  if keys is not None:
+    columns.append(jnp.where(filled, keys[columns[0]], 0))
+  if axis_name is not None:
+    columns[0] = jnp.where(filled, ids + lax.axis_index(axis_name) * rows, 0)
+    start = jnp.minimum(_count_before(count, axis_name), size)
+    columns = [
+      _sum_over(
+        lax.dynamic_update_slice(jnp.zeros(size + slots, jnp.int32), column, (start,))[:size],
+        axis_name,
+      )
+      for column in columns
+    ]
+  return columns[0], columns[1] if keys is not None else None, _sum_over(count, axis_name)
+
+
+def _nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
+  """The place of the n-th set bit (from 0, lowest first) of each word."""
+  place = jnp.zeros_like(n)
+  for width in (16, 8, 4, 2, 1):
+    low = lax.population_count(words & ((1 << width) - 1)).astype(jnp.int32)
+    beyond = n >= low
+    n = jnp.where(beyond, n - low, n)
+    words = jnp.where(beyond, words >> width, words)
+    place = jnp.where(beyond, place + width, place)
+  return place
+
+
+def _sum_over(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def _count_before(count: jax.Array, axis_name: AxisName) -> jax.Array:
+  """The sum of ``count`` over the devices before this one."""
+  if axis_name is None:
+    return jnp.zeros_like(count)
+  counts = lax.all_gather(count, axis_name)
+  before = jnp.arange(counts.shape[0]) < lax.axis_index(axis_name)
+  return jnp.where(before, counts, 0).sum(dtype=jnp.int32)
