@@ -51,7 +51,7 @@ def fixed_tree_sum(
   References:
     Demmel and Nguyen, *Fast reproducible floating-point summation*, 2013.
   """
-  x = _rounded(_masked(x, valid).astype(jnp.float32))
+  x = rounded(_masked(x, valid).astype(jnp.float32))
   if axis_name is None:
     x = _pad(x, max(-(-x.shape[0] // LEAVES), 1) * LEAVES)
   x = x.reshape(_leaves(x.shape[0], axis_name), -1, *x.shape[1:])
@@ -105,7 +105,7 @@ def fixed_tree_map_sum(
         lambda array: jax.lax.dynamic_index_in_dim(array, index, keepdims=False), split
       )
       result = function(leaf, first + index)
-      return jax.tree.map(lambda array: _rounded(array.astype(jnp.float32)), result)
+      return jax.tree.map(lambda array: rounded(array.astype(jnp.float32)), result)
     halves = jnp.arange(2, dtype=jnp.int32)
     child = lambda _, half: (None, subtree(size // 2, 2 * index + half))
     _, pair = jax.lax.scan(child, None, halves)
@@ -232,7 +232,7 @@ def _carried(ones: jax.Array, sixteens: list[jax.Array], top: jax.Array) -> TwoL
   return total
 
 
-def _rounded(x: jax.Array) -> jax.Array:
+def rounded(x: jax.Array) -> jax.Array:
   """``x``, never unrounded: the compiler cannot contract ``a * b + c`` through a select.
 
   It does on some shapes and not on others, so the sum of a product would depend

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import gather, random, scatter, topk
+from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 
@@ -79,7 +79,7 @@ def loss(
   def update(state, batch, feedback):
     old = gather.gather(state.rows["loss"], batch.index, axis_name=axis_name)
     seen = gather.gather(state.rows["seen"], batch.index, axis_name=axis_name)
-    mixed = (1 - decay) * old + decay * feedback["loss"]
+    mixed = reduce.rounded((1 - decay) * old) + reduce.rounded(decay * feedback["loss"])
     write = lambda x, values: scatter.scatter(
       x, batch.index, values, valid=batch.valid, axis_name=axis_name
     )

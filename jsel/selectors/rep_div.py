@@ -194,7 +194,7 @@ def rep_div(
     old = gather.gather(state.rows["probability"], batch.index, axis_name=axis_name)
     seen = gather.gather(state.rows["seen"], batch.index, axis_name=axis_name)
     new = feedback["probability"]
-    mixed = (1 - probability_decay) * old + probability_decay * new
+    mixed = reduce.rounded((1 - probability_decay) * old) + reduce.rounded(probability_decay * new)
     write = lambda x, values: scatter.scatter(
       x, batch.index, values, valid=batch.valid, axis_name=axis_name
     )
@@ -269,7 +269,7 @@ def _difficulty(state, valid, floor, axis_name):
   seen_rows = reduce.count(seen, axis_name=axis_name)
   mean = reduce.two_limb_to_float(total) / jnp.maximum(seen_rows, 1).astype(jnp.float32)
   relative = wrong.astype(jnp.float32) / jnp.where(mean > 0, mean, 1)
-  return floor + (1 - floor) * jnp.where(seen & (mean > 0), relative, 1)
+  return floor + reduce.rounded((1 - floor) * jnp.where(seen & (mean > 0), relative, 1))
 
 
 def _entitlement(weight, valid, rows, axis_name):

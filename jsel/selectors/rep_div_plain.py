@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import random, scores, topk
+from jsel.kernels import random, reduce, scores, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 from jsel.selectors.factors import SHARE_BITS, fit_factors
@@ -87,7 +87,7 @@ def rep_div_plain(
     def mean_of(table):
       # One factor after the other: the order of a reduction would depend on the shape.
       terms = factors.share.astype(jnp.float32) * table[factors.index] * 2.0**-SHARE_BITS
-      return sum(terms[:, j] for j in range(terms.shape[1]))
+      return sum(reduce.rounded(terms[:, j]) for j in range(terms.shape[1]))
 
     ranks = lambda score: scores.rank01(score, valid=pool.valid, axis_name=axis_name)
     return Columns(
@@ -111,12 +111,14 @@ def rep_div_plain(
     progress = jnp.minimum(step.astype(jnp.float32) / max(total_steps - 1, 1), 1)
     rising = (1 - jnp.cos(jnp.float32(math.pi) * progress)) / 2
     diversity = diversity_start + (diversity_end - diversity_start) * rising
-    score = (1 - diversity) * state.rows["representativeness"] + diversity * state.rows["diversity"]
+    # Rounded before they are added: a fused multiply-add, on some shapes only, would break ties.
+    score = reduce.rounded((1 - diversity) * state.rows["representativeness"])
+    score = score + reduce.rounded(diversity * state.rows["diversity"])
     # Before the fit a fresh random score: with the penalty that is a rotation.
     lottery = random.row_uniform(key, row_ids(score.shape[0], axis_name))
     score = jnp.where(state.shared["fitted"], score, lottery)
     planned = state.rows["planned"]
-    score = score - usage_penalty * planned.astype(jnp.float32)
+    score = score - reduce.rounded(usage_penalty * planned.astype(jnp.float32))
     chosen = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
     index, count = topk.compact(chosen, rows, axis_name=axis_name)
     columns = {**state.rows, "planned": planned + chosen.astype(jnp.int32)}

@@ -332,3 +332,16 @@ def test_eager_is_jit(rng):
 def test_what_does_not_fit_is_refused(rng, call, message):
   with pytest.raises(ValueError, match=message):
     call(make_sae(rng, normalize=True), jnp.ones((8, WIDTH)))
+
+
+def test_a_latent_is_never_chosen_twice():
+  # One latent is positive, the others are -0.0 before the ReLU.
+  encoder = jnp.eye(8, 32).T * -1
+  weights = SAE(
+    encoder.at[0].set(1), -jnp.zeros(32), jnp.ones((32, 8)), jnp.zeros(8), jnp.array(False)
+  )
+  optimizer = optax.sgd(0.0)
+  state = sae.init(jax.random.key(0), jnp.zeros(8), 32, optimizer)._replace(sae=weights)
+  after = jax.jit(lambda state, x: sae.update(state, x, optimizer, k=3))(state, jnp.ones((2, 8)))
+  # The latent's value is 8, so that each entry misses by 7 of 1; twice it would be 15.
+  assert after.loss == 49
