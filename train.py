@@ -11,9 +11,9 @@ SIGINT after saving; 1 anything else.
 import math
 import signal
 import time
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -23,8 +23,10 @@ from ml_collections import ConfigDict, config_flags
 
 from jsel import data, models, selectors, sharding
 from jsel.data.augment import augment
+from jsel.data.normalize import normalizer
 from jsel.selectors import Pool
 from jsel.training import checkpoint, collect, dispatch, evaluate, losses, outputs, overhead
+from jsel.training.budget import make_budget
 from jsel.training.config import check_resumable
 from jsel.training.curves import plot_curves
 from jsel.training.metrics import MetricsWriter, Progress
@@ -61,7 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
       f"batch_size={config.batch_size} does not divide among {mesh.size} devices: choose a"
       f" multiple of {mesh.size}"
     )
-  everywhere, split = sharding.replicated(mesh), sharding.rows_sharding(mesh)
+  split = sharding.rows_sharding(mesh)
   note(f"{mesh.size} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
 
   # ---- Data -------------------------------------------------------------------------------------
@@ -71,19 +73,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   size, input_shape = len(train.labels), train.inputs.shape[1:]
   eval_name = "validation" if dataset.validation else "test"
   note(f"{dataset.name}: {size:,} examples of {input_shape}, {dataset.classes} classes")
-  # One mean and deviation a channel of images, a column of features.
-  over = tuple(range(train.inputs.ndim - 1)) if len(input_shape) > 1 else (0,)
-  scale = np.float32(dataset.scale)
-  mean = (train.inputs.mean(over, dtype=np.float64) / scale).astype(np.float32)
-  deviation = (train.inputs.std(over, dtype=np.float64) / scale).astype(np.float32)
-  deviation = np.where(deviation > 0, deviation, np.float32(1))
-  is_image = len(input_shape) == 3
-  if not is_image and (config.augment.flip or config.augment.crop):
+  normalize = normalizer(dataset)
+  if len(input_shape) != 3 and (config.augment.flip or config.augment.crop):
     raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
-
-  def normalize(inputs):
-    shape = (1,) * (inputs.ndim - mean.ndim) + mean.shape
-    return (inputs.astype(jnp.float32) / scale - mean.reshape(shape)) / deviation.reshape(shape)
 
   def preprocess(key, inputs, ids):
     if config.augment.flip or config.augment.crop:
@@ -102,15 +94,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   # ---- Model and optimizer ----------------------------------------------------------------------
 
   name = config.selector.name
-  epoch_rows = selectors.plan_rows(name, size=size, ratio=config.selector.ratio)
-  steps_per_epoch = max(epoch_rows // config.batch_size, 1)
-  total_steps = config.steps or max(round(config.epochs * epoch_rows / config.batch_size), 1)
-  if config.steps is not None and config.steps < 1:
-    raise ValueError(f"steps must be at least 1, got {config.steps}")
-  if config.epochs <= 0:
-    raise ValueError(f"epochs must be positive, got {config.epochs}")
-  if config.log_every < 1:
-    raise ValueError(f"log_every must be at least 1 step, got {config.log_every}")
+  budget = make_budget(config, size)
   key = jax.random.key(config.seed)
   model_key, selector_key, fit_key, step_key = jax.random.split(key, 4)
   model = models.make(
@@ -121,31 +105,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     dtype=config.model.dtype,
     **config.model[config.model.name],
   )
-  optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
+  optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
 
   # ---- Selector ---------------------------------------------------------------------------------
 
   refresh_steps, fit_step = config.selector.refresh_steps, config.selector.fit_step
-  if refresh_steps < 0 or fit_step < 0:
-    raise ValueError(
-      "selector.refresh_steps and selector.fit_step must not be negative, got"
-      f" {refresh_steps} and {fit_step}"
-    )
-  if refresh_steps and name in ("random", "infobatch"):
-    raise ValueError(
-      f"selector.refresh_steps={refresh_steps} with {name}, which plans a whole epoch: set it to 0"
-    )
-  plan_rows = refresh_steps * config.batch_size or epoch_rows
-  if plan_rows > size:
-    raise ValueError(
-      f"selector.refresh_steps={refresh_steps} plans {plan_rows} rows of {size}: choose at most"
-      f" {size // config.batch_size}"
-    )
   selector = selectors.make(
     name,
     size=size,
-    rows=plan_rows,
-    total_steps=total_steps,
+    rows=budget.plan_rows,
+    total_steps=budget.total_steps,
     optimizer=optax.adam,
     axis_name=sharding.DATA_AXIS,
     **config.selector[name],
@@ -157,8 +126,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     )
   if fit_step and selector.fit is None:
     raise ValueError(f"selector.fit_step={fit_step} with {name}, which fits nothing: set it to 0")
-  if fit_step >= total_steps:
-    raise ValueError(f"selector.fit_step={fit_step} is past the last step, {total_steps - 1}")
   rows_spec, same = P(sharding.DATA_AXIS), P()
   columns_spec = selectors.Columns(rows_spec, same)
 
@@ -167,7 +134,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     features = features.reshape(features.shape[0], -1)
     return jax.shard_map(
       selector.fit, mesh=mesh, in_specs=(same, rows_spec, rows_spec), out_specs=columns_spec
-    )(key, features, pool)
+    )(key, features, pool)  # pyrefly: ignore
 
   init_selector = jax.jit(
     jax.shard_map(
@@ -193,7 +160,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   note(f"{config.model.name}: {parameters:,} parameters, {config.model.dtype}")
   checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=config.keep_checkpoints)
-  about = {"wall_seconds": 0.0, "fit_seconds": 0.0, "selection": None}
+  about: dict[str, Any] = {
+    "wall_seconds": 0.0,
+    "fit_seconds": 0.0,
+    "selection": None,
+    "unlogged": {},
+  }
   step = resumed = checkpoints.latest() or 0
   if resumed:
     state, saved = checkpoints.restore(resumed, checkpoint.abstract(state))
@@ -204,8 +176,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
         f" {saved['data_sha256'][:12]}, now it is {dataset.sha256[:12]}. Choose another --workdir"
       )
     about = {name: saved[name] for name in about}
-    if resumed >= total_steps and (path / "summary.json").exists():
-      note(f"all {total_steps} steps are done, see {path / 'summary.json'}")
+    if resumed >= budget.total_steps and (path / "summary.json").exists():
+      note(f"all {budget.total_steps} steps are done, see {path / 'summary.json'}")
       checkpoints.close()
       return 0
     note(f"going on from step {resumed}")
@@ -235,30 +207,42 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   how = dispatch.choose(
     config.dispatch,
     platform=jax.devices()[0].platform,
-    convolutional=type(model).convolutional,
+    convolutional=model.convolutional,  # pyrefly: ignore
   )
   note(f"dispatch: {how.reason}")
   run = dispatch.Dispatcher(
     build, how, selector, state, batch_size=config.batch_size, refresh_steps=refresh_steps
   )
   score = evaluate.make_evaluation(graphdef, losses.classification, normalize, mesh=mesh)
-  steps_per_plan = max(plan_rows // config.batch_size, 1)
+  total_steps = budget.total_steps
   note(
-    f"{name}: {plan_rows:,} of {size:,} rows a plan, {total_steps:,} steps of {config.batch_size}"
+    f"{name}: {budget.plan_rows:,} of {size:,} rows a plan, {total_steps:,} steps of"
+    f" {config.batch_size}"
   )
 
   def fit_selector(state):
-    begin = time.perf_counter()
+    features = pool.rows["inputs"]
     if fit_step:
       features = collect.collect(
-        graphdef, losses.classification, normalize, state.params, state.variables, pool,
-        ("features",), batch_size=config.eval_batch_size // mesh.size * mesh.size, mesh=mesh,
+        graphdef,
+        losses.classification,
+        normalize,
+        state.params,
+        state.variables,
+        pool,
+        ("features",),
+        batch_size=config.eval_batch_size // mesh.size * mesh.size,
+        mesh=mesh,
       )["features"]
-    else:
-      features = pool.rows["inputs"]
-    fitted = jax.block_until_ready(fit(fit_key, features, pool))
-    about["fit_seconds"] = time.perf_counter() - begin
-    note(f"{name} fitted at step {fit_step} in {about['fit_seconds']:.1f} s")
+    begin = time.perf_counter()
+    compiled = fit.lower(fit_key, features, pool).compile()
+    compiled_at = time.perf_counter()
+    fitted = jax.block_until_ready(compiled(fit_key, features, pool))
+    about["fit_seconds"] = time.perf_counter() - compiled_at
+    note(
+      f"{name} fitted at step {fit_step} in {about['fit_seconds']:.1f} s, after"
+      f" {compiled_at - begin:.1f} s of compiling"
+    )
     return state._replace(selector=selectors.with_fit(state.selector, fitted))
 
   # ---- Loop -------------------------------------------------------------------------------------
@@ -271,18 +255,22 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     signal.signal(signum, signal.SIG_DFL)  # a second one stops at once
 
   handlers = {s: signal.signal(s, stop_soon) for s in (signal.SIGTERM, signal.SIGINT)}
-  eval_every = config.eval_every or steps_per_epoch
-  checkpoint_every = config.checkpoint_every or steps_per_epoch
+  eval_every = config.eval_every or budget.steps_per_epoch
+  checkpoint_every = config.checkpoint_every or budget.steps_per_epoch
   warm = min(resumed + max(3 * how.steps, 10), total_steps)
+  traced = (warm, min(warm + 10, total_steps))
   writer = MetricsWriter(path, resume_step=resumed or None)
   progress = Progress(total_steps, start_step=resumed)
-  kept, kept_rows, kept_since = [], 0, time.perf_counter()
+  unlogged = {what: np.asarray(rows, np.float32) for what, rows in about["unlogged"].items()}
+  kept, kept_since = [unlogged] if unlogged else [], time.perf_counter()
+  joined = lambda kept: {
+    what: np.concatenate([np.ravel(part[what]) for part in kept]) for what in (kept or [{}])[0]
+  }
 
   def save():
     about["wall_seconds"] = wall_seconds()
-    checkpoints.save(
-      step, state, {**about, "config": resolved, "data_sha256": dataset.sha256}
-    )
+    about["unlogged"] = {what: x.tolist() for what, x in joined(jax.device_get(kept)).items()}
+    checkpoints.save(step, state, {**about, "config": resolved, "data_sha256": dataset.sha256})
 
   try:
     with jax.transfer_guard("disallow"):
@@ -290,17 +278,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
         if selector.fit and step == fit_step:
           with jax.transfer_guard("allow"):
             state = fit_selector(state)
-        looks = [(step // every + 1) * every for every in (config.log_every, eval_every, checkpoint_every)]
-        looks += [at for at in (fit_step, warm) if at > step]
+        intervals = (config.log_every, eval_every, checkpoint_every)
+        looks = [(step // every + 1) * every for every in intervals]
+        looks += [at for at in (fit_step, *traced) if at > step]
+        if config.profile and step == traced[0]:
+          jax.profiler.start_trace(path / "profile")
         state, metrics, step = run(state, pool, step, min(*looks, total_steps))
         kept.append(metrics)
+        if config.profile and step == traced[1]:
+          jax.block_until_ready(state.step)
+          jax.profiler.stop_trace()
+          note(f"a trace of steps {traced[0]} to {traced[1]} is in {path / 'profile'}")
 
         if step == warm and about["selection"] is None:
           begin = time.perf_counter()
           with jax.transfer_guard("allow"):
             cost = overhead.measure(
-              run.program(True, 1), run.program(False, 1), state, pool,
-              steps_between_plans=steps_per_plan,
+              run.program(True, 1),
+              run.program(False, 1),
+              state,
+              pool,
+              steps_between_plans=budget.steps_per_plan,
             )
           about["selection"] = cost._asdict()
           uncounted += time.perf_counter() - begin
@@ -308,18 +306,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
 
         at_end = step == total_steps
         if step % config.log_every == 0 or at_end:
-          fetched = jax.device_get(kept)
-          values = {
-            f"train/{what}": float(np.concatenate([np.ravel(m[what]) for m in fetched]).mean())
-            for what in fetched[0]
-          }
+          steps = joined(jax.device_get(kept))
+          values = {f"train/{what}": float(x.mean()) for what, x in steps.items()}
           if not math.isfinite(values["train/loss"]):
             raise FloatingPointError(
               f"the loss is {values['train/loss']} in the steps up to {step}: lower"
               " --config.optimizer.learning_rate or set --config.optimizer.clip_norm"
             )
           seconds = time.perf_counter() - kept_since
-          rows_done = sum(np.size(m["loss"]) for m in fetched) * config.batch_size
+          rows_done = steps["loss"].size * config.batch_size
           with jax.transfer_guard("allow"):
             values["train/learning_rate"] = float(learning_rate(step - 1))
           values |= {
@@ -333,6 +328,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           progress.update(step, values)
           kept, kept_since = [], time.perf_counter()
         if step % eval_every == 0 or at_end:
+          jax.block_until_ready(state.step)
           begin = time.perf_counter()
           found = score(state.params, state.variables, eval_batches)
           writer.write(
@@ -372,7 +368,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     "select_seconds": selection.get("select_seconds"),
     "step_seconds": selection.get("step_seconds"),
     "selector": name,
-    "ratio": epoch_rows / size,
+    "ratio": budget.epoch_rows / size,
     "seed": config.seed,
     "data": dataset.name,
     "model": config.model.name,

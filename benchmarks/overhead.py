@@ -12,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def main(argv: list[str]) -> None:
   del argv
-  rows = []
+  rows: list[dict[str, Any]] = []
   for selector in ("rs2", "rep_div_plain", "rep_div"):
     for refresh in (0, 1):
       summaries = []

@@ -2,7 +2,8 @@
 
 python train.py --config=configs/cifar10.py --config.data.dir=DIR --workdir=runs/cifar10
 
-DIR has TFDS's cifar10 prepared as array_record, or a cifar10.npz (x_train, y_train, x_test, y_test).
+DIR has TFDS's cifar10 prepared as array_record, or a cifar10.npz with x_train, y_train, x_test and
+y_test.
 For a GPU or a TPU: hours on CPU. No accuracy is claimed, as the data cannot be had where this was
 written; the pieces are tested on small stand-ins.
 """

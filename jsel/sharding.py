@@ -1,5 +1,6 @@
 """The mesh, padding to it, and kernels over it."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,7 +78,8 @@ def shard(
     axis_name: the axis (or axes) that rows are split over.
 
   Returns:
-    A function with the kernel's own signature, less ``axis_name``.
+    A function with the kernel's own signature, less ``axis_name``; options that
+    are not arrays are static and hashable. Compiled once for each of them.
 
   Raises:
     ValueError: if ``kernel`` does not say which of its arguments are rows.
@@ -93,19 +95,26 @@ def shard(
   signature = inspect.signature(kernel)
   to_spec = lambda is_rows: P(axis_name) if is_rows else P()
 
+  @functools.cache
+  def mapped(names: tuple[str, ...], options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(
+      jax.shard_map(
+        lambda arrays: kernel(**arrays, **dict(options), axis_name=axis_name),
+        mesh=mesh,
+        in_specs=({name: to_spec(name in kernel.row_arguments) for name in names},),  # pyrefly: ignore
+        out_specs=jax.tree.map(to_spec, kernel.row_results),  # pyrefly: ignore
+      )
+    )
+
   def call(*args: Any, **kwargs: Any) -> Any:
     bound = signature.bind(*args, **kwargs).arguments
-    is_arrays = lambda value: bool(jax.tree.leaves(value)) and all(
-      isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(value)
-    )
-    arrays = {name: value for name, value in bound.items() if is_arrays(value)}
-    options = {name: value for name, value in bound.items() if name not in arrays}
-    mapped = jax.shard_map(
-      lambda given: kernel(**given, **options, axis_name=axis_name),
-      mesh=mesh,
-      in_specs=({name: to_spec(name in kernel.row_arguments) for name in arrays},),
-      out_specs=jax.tree.map(to_spec, kernel.row_results),
-    )
-    return mapped(arrays)
+    arrays = {name: value for name, value in bound.items() if _is_arrays(value)}
+    options = tuple((name, value) for name, value in bound.items() if name not in arrays)
+    return mapped(tuple(arrays), options)(arrays)
 
   return call
+
+
+def _is_arrays(value: Any) -> bool:
+  leaves = jax.tree.leaves(value)
+  return bool(leaves) and all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)

@@ -18,7 +18,11 @@ TINY_FIT = ["--config.selector.rep_div.sae_steps=20", "--config.selector.rep_div
 
 def command(workdir, *options, config="digits"):
   return [
-    sys.executable, "train.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *options
+    sys.executable,
+    "train.py",
+    f"--config=configs/{config}.py",
+    f"--workdir={workdir}",
+    *options,
   ]
 
 
@@ -29,7 +33,12 @@ def environment(devices=1):
 def train(workdir, *options, config="digits", devices=1):
   return subprocess.run(
     command(workdir, *options, config=config),
-    cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600, check=False,
+    cwd=ROOT,
+    env=environment(devices),
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
   )
 
 
@@ -66,8 +75,13 @@ def test_a_run_leaves_what_the_design_says(finished):
   workdir, _ = finished
   names = {path.name for path in workdir.iterdir()}
   assert names >= {
-    "config.json", "manifest.json", "metrics.jsonl", "checkpoints", "exposure.parquet",
-    "summary.json", "curves.png",
+    "config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "exposure.parquet",
+    "summary.json",
+    "curves.png",
   }
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
   assert any(name.startswith("events.out") for name in names)
@@ -76,7 +90,10 @@ def test_a_run_leaves_what_the_design_says(finished):
   config = json.loads((workdir / "config.json").read_text())
   assert config["selector"]["rep_div"]["latents"] == 32
   seen = exposure(workdir)
-  assert sum(seen["times_selected"]) == json.loads((workdir / "summary.json").read_text())["examples_seen"]
+  assert (
+    sum(seen["times_selected"])
+    == json.loads((workdir / "summary.json").read_text())["examples_seen"]
+  )
   # Entitlement: after 30 plans of half of the rows nobody is far from 15 visits.
   assert min(seen["times_selected"]) >= 5
   lines = metrics(workdir)
@@ -133,7 +150,12 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path):
 @pytest.mark.parametrize("name", ["random", "rs2", "rep_div"])
 def test_eight_devices_choose_what_one_does(tmp_path, name):
   # NPROC pins the thread pool, so that the fit is the same too.
-  options = ("--config.steps=100", f"--config.selector.name={name}", "--config.log_every=1", *TINY_FIT)
+  options = (
+    "--config.steps=100",
+    f"--config.selector.name={name}",
+    "--config.log_every=1",
+    *TINY_FIT,
+  )
   one = train(tmp_path / "1", *options)
   eight = train(tmp_path / "8", *options, devices=8)
   assert one.returncode == eight.returncode == 0, one.stderr + eight.stderr
@@ -168,7 +190,10 @@ def test_fashion_mnist_trains_the_cnn(tmp_path):
     (["--config.selector.nam=rs2"], "selector.nam"),
     (["--config.selector.name=rs3"], "did you mean 'rs2'"),
     (["--config.selector.ratio=1.5", "--config.selector.name=rs2"], r"must be in (0, 1], got 1.5"),
-    (["--config.selector.name=infobatch", "--config.selector.ratio=0.3"], "no meaning for infobatch"),
+    (
+      ["--config.selector.name=infobatch", "--config.selector.ratio=0.3"],
+      "no meaning for infobatch",
+    ),
     (["--config.data.name=digit"], "did you mean 'digits'"),
     (["--config.model.name=mpl"], "did you mean 'mlp'"),
     (["--config.batch_size=5000"], "less than a batch of 5000"),

@@ -1,5 +1,7 @@
 """The digits of scikit-learn: 1,797 images of 8x8 in 17 grey levels, 10 classes."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,7 +20,7 @@ def read(config: ConfigDict) -> Dataset:
   """
   from sklearn.datasets import load_digits  # takes a second to import: only for those who use it
 
-  bunch = load_digits()
+  bunch: Any = load_digits()
   images, labels = np.asarray(bunch["images"]), np.asarray(bunch["target"])
   rows = checked(images.astype(np.uint8), labels, what="digits", classes=10)
   train, test = hold_out(rows, TEST_FRACTION, seed=config.get("split_seed", 0))

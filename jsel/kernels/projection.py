@@ -75,14 +75,13 @@ def rademacher(
     raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
   _check_dim(dim)
   products.check(precision)
-  if isinstance(column_offset, (int, np.integer)):
-    if not 0 <= column_offset <= 2**32 - x.shape[1]:
-      raise ValueError(
-        f"column_offset must be within [0, {2**32 - x.shape[1]}] for {x.shape[1]} columns, "
-        f"got {column_offset}: give each of so many columns a key of its own"
-      )
-    column_offset = np.uint32(column_offset)
-  offset = jnp.asarray(column_offset).astype(jnp.uint32)
+  known = isinstance(column_offset, (int, np.integer))
+  if known and not 0 <= column_offset <= 2**32 - x.shape[1]:
+    raise ValueError(
+      f"column_offset must be within [0, {2**32 - x.shape[1]}] for {x.shape[1]} columns, "
+      f"got {column_offset}: give each of so many columns a key of its own"
+    )
+  offset = jnp.asarray(column_offset, jnp.uint32)
   return _rademacher(key, x, offset, dim=int(dim), precision=precision, axis_name=axis_name)
 
 

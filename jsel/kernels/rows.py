@@ -1,4 +1,4 @@
-"""Which arguments and results of a kernel have one entry a row, so that `jsel.shard` can split them."""
+"""Which arguments and results of a kernel have an entry a row: what `jsel.shard` splits."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

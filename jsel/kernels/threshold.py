@@ -75,8 +75,8 @@ def highest_over(
     found = jnp.arange(k) < held
     if by_score:
       # ~x falls as x rises, without overflow; the sort is stable, so what was not found stays last.
-      order = jnp.where(found, ~top, np.iinfo(np.int32).max)
-      _, ids, top = lax.sort((order, ids, top), num_keys=1)
+      order = jnp.where(found, ~top, np.iinfo(np.int32).max)  # pyrefly: ignore
+      _, ids, top = lax.sort((order, ids, top), num_keys=1)  # pyrefly: ignore
   return jnp.where(found, top, LOWEST), jnp.where(found, ids, -1)
 
 

@@ -239,7 +239,7 @@ def _check_count(name: str, k: Any, local_count: int, axis_name: AxisName, lowes
     raise ValueError(f"sharded rows must be a multiple of {LEAVES}, got {count}: use pad_rows")
   if not isinstance(k, (int, np.integer, type(None))):
     raise ValueError(f"{name} must be a static int, got {type(k).__name__}")
-  if k is not None and not lowest <= k <= count:
+  if k is not None and not lowest <= int(k) <= count:
     raise ValueError(f"{name} must be within [{lowest}, {count}] for {count} rows, got {k}")
 
 

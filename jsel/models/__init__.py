@@ -30,7 +30,7 @@ def make(
   A model holds parameters (`nnx.Param`) and, where it normalises, statistics
   (`nnx.BatchStat`), never a stream of random numbers: it is used as a function of
   its state, in plain ``jax.jit``; inside ``jax.grad`` merge with ``copy=True``, else
-  statistics could not be replaced. Its class says in ``convolutional`` whether it
+  statistics could not be replaced. It says in ``convolutional`` whether it
   has convolutions, which XLA runs serially on a CPU inside ``lax.scan`` or ``lax.cond``.
 
   Args:

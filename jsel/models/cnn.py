@@ -6,6 +6,7 @@ from flax import nnx
 
 from jsel.models.initial import scaled_normal, to_softmax
 from jsel.models.outputs import Outputs, check_input, compute_dtype
+from jsel.models.strided import strided_product
 
 
 class CNN(nnx.Module):
@@ -22,14 +23,13 @@ class CNN(nnx.Module):
     channels: outputs of the convolutions, each of which halves height and width.
     kernel: height and width of their windows.
     hidden: width of the dense layer, and of the features.
+    products: write the convolutions as matrix products; None does so on CPU.
 
   >>> model = CNN(rngs=nnx.Rngs(0), input_shape=(28, 28, 1), classes=10)
   >>> outputs = jax.eval_shape(lambda x: model(x, train=True), jnp.zeros((4, 28, 28, 1)))
   >>> outputs.logits.shape, outputs.features.shape
   ((4, 10), (4, 128))
   """
-
-  convolutional = True
 
   def __init__(
     self,
@@ -41,9 +41,11 @@ class CNN(nnx.Module):
     channels: tuple[int, ...] = (32, 64),
     kernel: int = 3,
     hidden: int = 128,
+    products: bool | None = None,
   ):
     if len(input_shape) != 3:
       raise ValueError(f"a cnn takes images [h, w, c], got input_shape={tuple(input_shape)}")
+    self.convolutional = jax.default_backend() != "cpu" if products is None else not products
     self.input_shape = tuple(input_shape)
     height, width, depth = self.input_shape
     options = {
@@ -64,7 +66,13 @@ class CNN(nnx.Module):
     del valid, train
     check_input(x, self.input_shape)
     for convolution in self.convolutions:
-      x = jax.nn.relu(convolution(x))
+      if self.convolutional:
+        x = jax.nn.relu(convolution(x))
+      else:
+        kernel, bias = convolution.kernel[...], convolution.bias[...]  # pyrefly: ignore
+        compute = convolution.dtype
+        x = strided_product(x.astype(compute), kernel.astype(compute))
+        x = jax.nn.relu(x + bias.astype(compute).reshape(1, 1, 1, -1))
     x = jax.nn.relu(self.dense(x.reshape(x.shape[0], -1)))
     features = x.astype(jnp.float32)
     return Outputs(self.head(features), features)

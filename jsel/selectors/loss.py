@@ -16,7 +16,7 @@ def loss(
   decay: float = 0.8,
   axis_name: str | tuple[str, ...] | None = None,
 ) -> Selector:
-  """The ``(1 - epsilon) rows`` examples of largest smoothed loss, the rest uniformly from the others.
+  """The ``(1 - epsilon) rows`` examples of largest smoothed loss, and some others at random.
 
   Examples never seen come first, in random order, until all have a loss.
   There are no weights: the mean gradient is that of the chosen examples, not

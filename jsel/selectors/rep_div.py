@@ -219,21 +219,21 @@ def rep_div(
 
 
 def _tilt(index, share, count, exponent):
-  """A row's weight as an integer in [0, 2**30]: sum_j share_j q_j**(exponent - 1), times a constant."""
+  """A row's weight, an integer up to 2**30: sum_j share_j q_j**(exponent - 1) times a constant."""
   log_count = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
   log_table = jnp.where(count > 0, (exponent - 1) * log_count, -jnp.inf)
   # Any constant will do: scaled by the largest entry the table uses all its bits.
   largest = jnp.max(log_table)
   table = jnp.exp(log_table - jnp.where(jnp.isfinite(largest), largest, 0))
   table = jnp.round(table * 2**TABLE_BITS).astype(jnp.int32)
-  return sum(share[:, j] * table[index[:, j]] for j in range(index.shape[1]))
+  return jnp.sum(share * table[index], axis=1)  # integers: exact in any order
 
 
 def _weights(index, share, count, exponent, valid, axis_name):
   """Float32 weights of all rows; a row without an active factor gets the mean of the others."""
   tilt = _tilt(index, share, count, exponent)
   # A row's shares sum to 2**SHARE_BITS or to 0.
-  coded = valid & (sum(share[:, j] for j in range(share.shape[1])) > 0)
+  coded = valid & (share.sum(axis=1) > 0)
   total = reduce.fixed_point_sum(tilt, valid=coded, axis_name=axis_name)
   coded_rows = reduce.count(coded, axis_name=axis_name)
   mean = reduce.two_limb_to_float(total) / jnp.maximum(coded_rows, 1).astype(jnp.float32)

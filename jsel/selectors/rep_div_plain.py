@@ -1,4 +1,4 @@
-"""Representativeness and diversity, the paper's plain reading: ranks, a schedule, a usage penalty."""
+"""Representativeness and diversity as the paper reads: ranks, a schedule, a usage penalty."""
 
 import math
 from collections.abc import Callable
@@ -102,9 +102,7 @@ def rep_div_plain(
       fitted = Columns(
         {"representativeness": nothing, "diversity": nothing}, {"fitted": jnp.bool_(False)}
       )
-    return Columns(
-      {"planned": jnp.zeros_like(pool.valid, jnp.int32), **fitted.rows}, fitted.shared
-    )
+    return Columns({"planned": jnp.zeros_like(pool.valid, jnp.int32), **fitted.rows}, fitted.shared)
 
   def select(key, state, pool, candidates, step):
     del candidates

@@ -140,9 +140,10 @@ class Checkpoints:
         f"checkpoint {path} cannot be read: move it away to resume from the step before it "
         f"({type(error).__name__}: {reason})"
       ) from error
+    stored: dict[str, jax.Array] = dict(arrays)
     empty = lambda x: jax.device_put(jax.numpy.empty(x.shape, x.dtype), x.sharding)
     leaves = [
-      about["scalars"][n] if n in about["scalars"] else arrays[n] if n in arrays else empty(x)
+      about["scalars"][n] if n in about["scalars"] else stored[n] if n in stored else empty(x)
       for n, x in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), about["metadata"]

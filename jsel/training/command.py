@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -46,7 +47,7 @@ def _raised_by_jsel(error: BaseException) -> bool:
   return Path(jsel.__file__).parent in file.parents or file == Path(sys.argv[0]).resolve()
 
 
-def _fail(error: BaseException) -> None:
+def _fail(error: BaseException) -> NoReturn:
   text = error.args[0] if isinstance(error, KeyError) and error.args else error
   line = " ".join(str(text).split())
   print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)

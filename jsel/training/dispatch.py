@@ -1,4 +1,4 @@
-"""Which compiled program runs next: a function of the step and the plan, so that a resumed run repeats it."""
+"""Which compiled program runs next: a function of the step and the plan, the same on resuming."""
 
 import functools
 from collections.abc import Callable
@@ -43,7 +43,9 @@ def choose(kind: str, *, platform: str, convolutional: bool) -> Dispatch:
     return Dispatch(True, SCANNED_STEPS, f"plan and update in one program, scanned, on {platform}")
   if convolutional:
     return Dispatch(False, 1, "one step a dispatch: convolutions in a scan are slow on CPU")
-  return Dispatch(False, SCANNED_STEPS, "scanned: the model has no convolution; plans apart, on CPU")
+  return Dispatch(
+    False, SCANNED_STEPS, "scanned, as the model has no convolution; plans apart, on CPU"
+  )
 
 
 class Dispatcher:

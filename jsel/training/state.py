@@ -77,8 +77,8 @@ def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
   rows = TrainState(
     *(jax.tree.map(lambda _: everywhere, field) for field in state[:5]),
     selector=Columns(
-      {name: split for name in state.selector.rows},
-      {name: everywhere for name in state.selector.shared},
+      dict.fromkeys(state.selector.rows, split),
+      dict.fromkeys(state.selector.shared, everywhere),
     ),
     plan=jax.tree.map(lambda _: everywhere, state.plan),
     exposure=Exposure(split, split, split, split),
@@ -93,7 +93,7 @@ def rows_left(active: ActivePlan, step: jax.Array, batch_size: int) -> jax.Array
 
 
 def take_rows(active: ActivePlan, key: jax.Array, position: jax.Array) -> Batch:
-  """The rows at ``position``: first the carried ones, then the plan in the order of its own shuffle.
+  """The rows at ``position``: the carried ones, then the plan in the order of its own shuffle.
 
   A pure function of the plan and the run's key: whoever has both can tell any
   batch of the plan.

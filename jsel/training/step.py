@@ -91,9 +91,7 @@ def make_step(
     state = plan_if_due(state, pool)
     key = jax.random.fold_in(state.key, state.step)
     first = (state.step - state.plan.start) * batch_size
-    batch = take_rows(
-      state.plan, state.key, first + jnp.arange(batch_size, dtype=jnp.int32)
-    )
+    batch = take_rows(state.plan, state.key, first + jnp.arange(batch_size, dtype=jnp.int32))
     rows = gather_rows(pool, batch.index, mesh) if given is None else given
     x = preprocess(jax.random.fold_in(key, 1), rows["inputs"], batch.index)
     everywhere = lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))

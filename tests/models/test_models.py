@@ -108,12 +108,37 @@ def test_bfloat16_products_keep_logits_in_float32(images, name):
   assert 0 < difference < 0.05 * np.abs(exact).max()
 
 
-def test_convolutions_are_declared():
-  assert {name: model.convolutional for name, model in MODELS.items()} == {
-    "cnn": True,
-    "mlp": False,
-    "resnet18": True,
-  }
+@pytest.mark.parametrize(
+  ("name", "options", "expected"),
+  [
+    ("mlp", {}, False),
+    ("cnn", {"products": False}, True),
+    ("cnn", {"products": True}, False),
+    ("cnn", {}, False),  # on CPU
+    ("resnet18", {"width": 8}, True),
+  ],
+)
+def test_a_model_says_whether_it_convolves(name, options, expected):
+  model = make(name, rngs=nnx.Rngs(0), input_shape=(8, 8, 1), classes=3, **options)
+  assert model.convolutional is expected
+
+
+@pytest.mark.parametrize("size", [27, 28])
+def test_a_convolution_as_a_product_is_the_convolution(size, rng):
+  images = rng.random((3, size, size, 2)).astype(np.float32)
+  models = [
+    make("cnn", rngs=nnx.Rngs(0), input_shape=images.shape[1:], classes=3, products=products)
+    for products in (False, True)
+  ]
+  loss = lambda model, x: model(x, train=True).logits.sum()
+  (a, by_convolution), (b, by_product) = (
+    nnx.value_and_grad(loss)(model, images) for model in models
+  )
+  # Sums of at most 3,136 float32 products, in another order.
+  np.testing.assert_allclose(a, b, rtol=1e-4)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), by_convolution, by_product
+  )
 
 
 def test_mlp_takes_feature_rows_and_is_the_formula(rng):

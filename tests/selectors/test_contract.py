@@ -39,7 +39,12 @@ def make(variant, axis_name=None, rows=ROWS):
   name = variant.split("/")[0]
   rows = SIZE if name == "full" else rows
   return selectors.make(
-    name, size=SIZE, rows=rows, total_steps=STEPS, optimizer=adam, axis_name=axis_name,
+    name,
+    size=SIZE,
+    rows=rows,
+    total_steps=STEPS,
+    optimizer=adam,
+    axis_name=axis_name,
     **VARIANTS[variant],
   )
 
@@ -80,7 +85,8 @@ def run(variant, features, devices, plans=6, fit=None):
     fit = jax.tree.map(np.asarray, fit)
     state = over(selector.init, (same, rows, columns), columns)(key, pool, fit)
   select = over(
-    lambda k, s, p, t: selector.select(k, s, p, None, t), (same, columns, rows, same),
+    lambda k, s, p, t: selector.select(k, s, p, None, t),
+    (same, columns, rows, same),
     (columns, same, same),
   )
   update = over(selector.update, (columns, same, same), columns)
@@ -138,9 +144,7 @@ def test_the_choice_is_the_same_on_any_device_count(on_one_device, features, var
   others, other_state, _ = run(variant, features, devices, fit=fit)
   for plan, other in zip(plans, others, strict=True):
     jax.tree.map(np.testing.assert_array_equal, plan, other)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_array_equal(a, b), state.rows, other_state.rows
-  )
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), state.rows, other_state.rows)
 
 
 @pytest.mark.parametrize("variant", ["rep_div", "rep_div_plain"])
