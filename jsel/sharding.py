@@ -21,8 +21,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   Raises:
     ValueError: if their number is not a power of two up to 512.
 
-  >>> make_mesh(jax.devices()[:1]).shape
-  OrderedDict({'data': 1})
+  >>> dict(make_mesh(jax.devices()[:1]).shape)
+  {'data': 1}
   """
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)

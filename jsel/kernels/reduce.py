@@ -233,12 +233,19 @@ def _carried(ones: jax.Array, sixteens: list[jax.Array], top: jax.Array) -> TwoL
 
 
 def rounded(x: jax.Array) -> jax.Array:
-  """``x``, never unrounded: the compiler cannot contract ``a * b + c`` through a select.
+  """float32 ``x``, never unrounded: the compiler cannot contract ``a * b + c`` through integers.
 
   It does on some shapes and not on others, so the sum of a product would depend
-  on the device count; an optimization_barrier is gone by then on the CPU.
+  on the device count. An optimization_barrier is gone by then on the CPU, and a
+  test for NaN is decided in advance where the operands cannot be one.
+
+  >>> rounded(jnp.float32(1.5)).item()
+  1.5
   """
-  return jnp.where(x == x, x, jnp.nan)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  # i**2 + i is even, which no compiler seems to know: the bits are as they were.
+  bits = bits | ((bits * bits + bits) & 1)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _masked(x: jax.Array, valid: jax.Array | None) -> jax.Array:

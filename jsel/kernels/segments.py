@@ -79,8 +79,8 @@ def exponents(
   if axis_name is not None:
     largest = lax.pmax(largest, axis_name)
   exponent = jnp.frexp(largest)[1].astype(jnp.int32)
-  # What is below 2**-130 adds up to nothing that float32 holds well.
-  return jnp.where(jnp.isfinite(largest), jnp.maximum(exponent, -98), 2**30)
+  # Below it the power of two that scales a sum back would not be a normal number.
+  return jnp.where(jnp.isfinite(largest), jnp.maximum(exponent, -110), 2**30)
 
 
 def sum_by_label(
@@ -128,10 +128,14 @@ def sum_by_label(
     zeros = lax.pcast(zeros, axis_name, to="varying")
   total = lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
   if axis_name is not None:
-    total = lax.psum(total, axis_name)
+    ones, middle, top = lax.psum(total, axis_name)
+    middle = middle + (ones >> LIMB)
+    # Carried again: the floats below round alike only if the limbs are the same.
+    total = ones & (2**LIMB - 1), middle & (2**LIMB - 1), top + (middle >> LIMB)
   ones, middle, top = (limb.astype(jnp.float32) for limb in total)
   # Powers of two: nothing but the last addition rounds, whether or not it is fused.
-  result = ((top * 2.0**LIMB + middle) * 2.0**LIMB + ones) * 2.0**-LIMB
+  # A constant factor at the end would be merged with the power below, to less than float32 holds.
+  result = (top * 2.0**LIMB + middle) + ones * 2.0**-LIMB
   return jnp.where((exponent == 2**30)[None], jnp.nan, result * _power_of_two(bounded - LIMB)[None])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jsel.kernels import threshold
 from jsel.kernels.random import row_gumbel
-from jsel.kernels.reduce import LEAVES
+from jsel.kernels.reduce import LEAVES, rounded
 from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
 
 
@@ -294,8 +294,8 @@ def _penalized_top_k(
   valid: jax.Array | None,
   **options: Any,
 ) -> TopK:
-  # The barrier keeps the product's own rounding: contracted into a fused
-  # multiply-add in one program and not in the next, it would move ties.
-  cost = jax.lax.optimization_barrier(penalty * usage.astype(jnp.float32))
+  # The product keeps its own rounding: contracted into a fused multiply-add in
+  # one program and not in the next, it would move ties.
+  cost = rounded(penalty * usage.astype(jnp.float32))
   penalized = scores.astype(jnp.float32) - cost
   return _top_k(penalized, valid, **options)

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import logging as absl_logging
@@ -140,7 +140,7 @@ class Checkpoints:
         f"checkpoint {path} cannot be read: move it away to resume from the step before it "
         f"({type(error).__name__}: {reason})"
       ) from error
-    stored: dict[str, jax.Array] = dict(arrays)
+    stored = cast(dict[str, jax.Array], arrays)
     empty = lambda x: jax.device_put(jax.numpy.empty(x.shape, x.dtype), x.sharding)
     leaves = [
       about["scalars"][n] if n in about["scalars"] else stored[n] if n in stored else empty(x)
