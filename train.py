@@ -35,7 +35,10 @@ from jsel.training.state import init_state
 from jsel.training.step import make_step
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/digits.py", "What to train on what, and how.", lock_config=True
+  "config",
+  None,
+  "What to train on what, and how; configs/digits.py if not given.",
+  lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything.")
 
@@ -103,7 +106,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     input_shape=input_shape,
     classes=dataset.classes,
     dtype=config.model.dtype,
-    **config.model[config.model.name],
+    **config.model.get(config.model.name, {}),
   )
   optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
 
@@ -394,4 +397,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
   from jsel.training.command import run_main
 
-  run_main(main)
+  run_main(main, default_config="configs/digits.py")

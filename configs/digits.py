@@ -14,4 +14,7 @@ def get_config():
   config.selector.name = "rep_div"
   config.batch_size = 64
   config.epochs = 100
+  config.log_every = 50
+  config.eval_every = 50
+  config.checkpoint_every = 250
   return config

@@ -134,6 +134,7 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path):
   time.sleep(0.2)
   running.send_signal(signal.SIGTERM)
   rest = running.stdout.read()  # type: ignore
+  running.stdout.close()  # type: ignore
   assert running.wait(timeout=120) == 143
   assert "the same command goes on" in rest
   assert not (workdir / "summary.json").exists()

@@ -13,7 +13,7 @@ import jsel
 USERS_MISTAKE = 2
 
 
-def run_main(main: Callable[[list[str]], int]) -> None:
+def run_main(main: Callable[[list[str]], int], *, default_config: str) -> None:
   """Parses the flags, runs ``main`` and exits with what it returns.
 
   A ValueError that jsel raised itself, and any flag that does not parse, is the
@@ -21,13 +21,20 @@ def run_main(main: Callable[[list[str]], int]) -> None:
   their traceback.
   """
   logging.set_verbosity(logging.WARNING)
+  if not any(a == "--config" or a.startswith("--config=") for a in sys.argv):
+    # Not the flag's own default: that is parsed, and a mistake raised, where the flag is defined.
+    sys.argv.insert(1, f"--config={default_config}")
   app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+  except (KeyError, AttributeError) as error:  # of a locked config
+    hint = str(error.args[0]).replace("\\n", " ").replace("\\", "").strip("\"' ")
+    given = next((a for a in argv[1:] if a.split("=")[0].split(".")[-1] in hint), "--config")
+    _fail(ValueError(f"no such key: {given}: {hint}"))
+  except (flags.Error, ValueError, TypeError, OSError) as error:
     _fail(error)
 
 
@@ -48,7 +55,6 @@ def _raised_by_jsel(error: BaseException) -> bool:
 
 
 def _fail(error: BaseException) -> NoReturn:
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  line = " ".join(str(text).split())
+  line = " ".join(str(error).split())
   print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
   sys.exit(USERS_MISTAKE)
