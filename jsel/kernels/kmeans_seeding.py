@@ -109,14 +109,17 @@ def influence(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) 
 
 
 def is_finite(x: jax.Array) -> jax.Array:
+  """``bool[n]``: whether the squared length of a row is a number that float32 holds."""
   return jnp.isfinite(jnp.sum(x * x, axis=1))
 
 
 def varying(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """``x`` typed as one that differs between devices, as the carry of a loop over rows must be."""
   return x if axis_name is None else lax.pcast(x, axis_name, to="varying")
 
 
 def check_rows(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) -> None:
+  """Raises a ValueError unless ``x`` is a matrix and the others have its rows."""
   if x.ndim != 2 or not x.shape[1]:
     raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
   for name, array in (("weights", weights), ("valid", valid)):
@@ -125,5 +128,6 @@ def check_rows(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None)
 
 
 def check_k(k: int, count: int) -> None:
+  """Raises a ValueError unless ``k`` centers can be had from ``count`` rows."""
   if not isinstance(k, (int, np.integer)) or not 1 <= k <= count:
     raise ValueError(f"k must be a static int within [1, {count}] for {count} rows, got {k}")

@@ -49,5 +49,6 @@ def reconstruct(sae: SAE, codes: Codes) -> jax.Array:
 
 
 def check_codes_per_row(k: int, latents: int) -> None:
+  """Raises a ValueError unless a row can have ``k`` of ``latents`` factors."""
   if not 1 <= k <= latents:
     raise ValueError(f"k = {k} of {latents} latents: take 1 <= k <= latents")

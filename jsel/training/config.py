@@ -23,7 +23,7 @@ def base_config() -> ConfigDict:
   config.checkpoint_every = config_dict.placeholder(int)  # steps; None: once an epoch
   config.keep_checkpoints = 2
   config.eval_batch_size = 512
-  config.profile = False  # leave a trace of steps 20 to 30 in WORKDIR/profile
+  config.profile = False  # leave a trace of ten steps after warm-up in WORKDIR/profile
   config.compilation_cache = ""  # a folder (or gs:// address) where compiled programs are kept
 
   config.data = ConfigDict()
