@@ -14,6 +14,7 @@ from jsel.selectors.factors import empty_factors, fit_factors
 
 ONE = 1 << 24  # entitlements are integers in units of 2**-24 plans
 TABLE_BITS = 18  # with the 12 bits of a share 30: a row's tilt is exact in int32
+LEVELS = 256  # values that the exponent takes on its way: entitlements are kept in between
 
 
 def rep_div(
@@ -49,9 +50,9 @@ def rep_div(
     T_i &\leftarrow T_i + \pi_i, \qquad S_i = T_i - u_i + U_i(t)
 
   and the plan is the exact top-K of S, U uniform and fresh each plan. The
-  exponent ``a`` falls on a cosine from ``exponent_start`` (common factors, or
-  at 1 the data set as it is: then this is a rotation as `rs2` makes it) to
-  ``exponent_end`` (rare factors more often). Usage is penalised against
+  exponent ``a`` falls on a cosine of 256 steps from ``exponent_start`` (common
+  factors, or at 1 the data set as it is: then this is a rotation as `rs2`
+  makes it) to ``exponent_end`` (rare factors more often). Usage is penalised against
   entitlement: ``|u - T| < 2`` at all times, so nobody monopolises the plans and
   nobody is forgotten. The exponent is kept where the effective share of the
   pool, :math:`(\sum w)^2 / (n \sum w^2)` at h = 1, is at least
@@ -62,7 +63,8 @@ def rep_div(
 
   Sharding: entitlements, weights and their sums are integers, so the plan is
   the same on any number of devices, given the same fit and feedback. A plan
-  costs two or more integer sums, the counts of a histogram top-k and the ids.
+  costs an exact top-k, and two or more integer sums where the exponent or the
+  losses changed; the state 12 bytes an example beside the fit.
   The fit is one program: the covariance in a fixed tree, then an autoencoder
   that every device trains alike on gathered batches.
 
@@ -130,6 +132,7 @@ def rep_div(
       {
         "factor_count": factors.count,
         "exponents": jnp.stack([bound(exponent_start), bound(exponent_end)]),
+        "level": jnp.int32(-1),
         "fitted": jnp.bool_(True),
       },
     )
@@ -138,7 +141,7 @@ def rep_div(
     del key
     none = empty_factors(pool.valid.shape[0], latents=latents, active=active)
     zeros = jnp.zeros_like(pool.valid, jnp.int32)
-    columns = {"planned": zeros, "debt": zeros}
+    columns = {"planned": zeros, "debt": zeros, "entitlement": zeros}
     if loss_aware:
       columns |= {"probability": zeros.astype(jnp.float32), "seen": jnp.zeros_like(pool.valid)}
     if fitted is None:
@@ -147,6 +150,7 @@ def rep_div(
         {
           "factor_count": none.count,
           "exponents": jnp.ones(2, jnp.float32),
+          "level": jnp.int32(-1),  # that `entitlement` is of; a new fit has none
           "fitted": jnp.bool_(False),
         },
       )
@@ -156,26 +160,34 @@ def rep_div(
     del candidates
     progress = step.astype(jnp.float32) / max(total_steps - 1, 1)
     falling = (1 + jnp.cos(jnp.float32(math.pi) * jnp.minimum(progress, 1))) / 2
-    exponent = exponent_end + (exponent_start - exponent_end) * falling
+    level = jnp.round(falling * LEVELS).astype(jnp.int32)
+    exponent = exponent_end + (exponent_start - exponent_end) * level.astype(jnp.float32) / LEVELS
     exponents = state.shared["exponents"]
     exponent = jnp.clip(exponent, jnp.min(exponents), jnp.max(exponents))
-    weight = _weights(
-      state.rows["factor_index"],
-      state.rows["factor_share"],
-      state.shared["factor_count"],
-      exponent,
-      pool.valid,
-      axis_name,
-    )
-    if loss_aware:
-      weight = weight * _difficulty(state, pool.valid, loss_floor, axis_name)
-    share = _entitlement(weight, pool.valid, rows, axis_name)
+
+    def entitle():
+      weight = _weights(
+        state.rows["factor_index"],
+        state.rows["factor_share"],
+        state.shared["factor_count"],
+        exponent,
+        pool.valid,
+        axis_name,
+      )
+      if loss_aware:
+        weight = weight * _difficulty(state, pool.valid, loss_floor, axis_name)
+      return _entitlement(weight, pool.valid, rows, axis_name)
+
+    # With losses the weights are new in every plan.
+    changed = jnp.bool_(True) if loss_aware else level != state.shared["level"]
+    share = jax.lax.cond(changed, entitle, lambda: state.rows["entitlement"])
     debt = state.rows["debt"] + share
-    lottery = random.row_bits(key, row_ids(debt.shape[0], axis_name))[:, 0]
-    # debt is within +-2 plans of 0, so the sum stays far from 2**31.
-    score = debt + (lottery >> 8).astype(jnp.int32)
-    chosen = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
-    index, count = topk.compact(chosen, rows, axis_name=axis_name)
+    lottery = random.row_uniform_int(key, row_ids(debt.shape[0], axis_name))
+    # Within +-4 plans, so positive with 8 more; and positive floats stand as their bits do.
+    score = debt + (lottery >> 8).astype(jnp.int32) + 8 * ONE
+    score = jax.lax.bitcast_convert_type(score, jnp.float32)
+    index = topk.top_k(score, rows, valid=pool.valid, axis_name=axis_name).indices
+    add = lambda x, amount: scatter.scatter_add(x, index, amount, axis_name=axis_name)
     if importance_weights:
       chance = gather.gather(share, index, axis_name=axis_name).astype(jnp.float32) / ONE
       plan_weight = jnp.minimum(rows / size / jnp.maximum(chance, 1 / ONE), largest_weight)
@@ -183,10 +195,12 @@ def rep_div(
       plan_weight = jnp.ones(rows, jnp.float32)
     columns = {
       **state.rows,
-      "planned": state.rows["planned"] + chosen.astype(jnp.int32),
-      "debt": jnp.where(chosen, debt - ONE, debt),
+      "planned": add(state.rows["planned"], 1),
+      "debt": add(debt, -ONE),
+      "entitlement": share,
     }
-    return state._replace(rows=columns), Plan(index, plan_weight, count), {"exponent": exponent}
+    state = Columns(columns, {**state.shared, "level": level})
+    return state, Plan(index, plan_weight, jnp.int32(rows)), {"exponent": exponent}
 
   def update(state, batch, feedback):
     if not loss_aware:

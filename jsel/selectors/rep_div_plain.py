@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import random, reduce, scores, topk
+from jsel.kernels import random, reduce, scatter, scores, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 from jsel.selectors.factors import SHARE_BITS, fit_factors
@@ -117,10 +117,10 @@ def rep_div_plain(
     score = jnp.where(state.shared["fitted"], score, lottery)
     planned = state.rows["planned"]
     score = score - reduce.rounded(usage_penalty * planned.astype(jnp.float32))
-    chosen = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
-    index, count = topk.compact(chosen, rows, axis_name=axis_name)
-    columns = {**state.rows, "planned": planned + chosen.astype(jnp.int32)}
-    plan = Plan(index, jnp.ones(rows, jnp.float32), count)
+    index = topk.top_k(score, rows, valid=pool.valid, axis_name=axis_name).indices
+    planned = scatter.scatter_add(planned, index, 1, axis_name=axis_name)
+    columns = {**state.rows, "planned": planned}
+    plan = Plan(index, jnp.ones(rows, jnp.float32), jnp.int32(rows))
     return state._replace(rows=columns), plan, {"diversity": diversity}
 
   return Selector(

@@ -8,7 +8,7 @@ import pytest
 
 import jsel
 from jsel import selectors
-from jsel.selectors import Batch, Columns, Pool
+from jsel.selectors import Batch, Columns, Pool, with_fit
 from jsel.selectors.factors import shares
 
 SIZE = 900
@@ -48,6 +48,7 @@ def factor_fit(rng, exponents, latents=256, active=8):
     {
       "factor_count": jnp.asarray(count, jnp.int32),
       "exponents": jnp.asarray(exponents, jnp.float32),
+      "level": jnp.int32(-1),
       "fitted": jnp.bool_(True),
     },
   )
@@ -148,7 +149,7 @@ def test_the_exponent_falls_on_a_cosine_and_stops_where_the_pool_would_shrink(rn
   state = selector.init(jax.random.key(0), pool, fit)
   exponents = [float(info["exponent"]) for _, _, info in rounds(selector, state, pool, 5, every=50)]
   progress = np.minimum(np.arange(5) * 50 / 199, 1)
-  free = -2 + 3 * (1 + np.cos(np.pi * progress)) / 2
+  free = -2 + 3 * np.round(256 * (1 + np.cos(np.pi * progress)) / 2) / 256
   np.testing.assert_allclose(exponents, np.maximum(free, end), atol=1e-5)
 
 
@@ -159,6 +160,18 @@ def tilt_oracle_of(fit, exponent, size):
   weight = (share * table[np.asarray(fit.rows["factor_index"])[:size]]).sum(1)
   coded = share.sum(1) > 0
   return np.where(coded, weight, weight[coded].mean())
+
+
+def test_entitlements_that_were_kept_are_those_of_a_new_fit(rng):
+  selector = make("rep_div", exponent_end=0.2, effective_share=0.0, total_steps=5000)
+  first = selector.init(jax.random.key(0), pool_of(), factor_fit(rng, [1.0, 0.2]))
+  select, levels = jax.jit(selector.select), set()
+  for step, (state, _, _) in enumerate(rounds(selector, first, pool_of(), 60, every=40)):
+    levels.add(int(state.shared["level"]))
+    anew = with_fit(state, Columns({}, {"level": jnp.int32(-1)}))
+    again, _, _ = select(jax.random.key(0), anew, pool_of(), None, jnp.int32(40 * step))
+    np.testing.assert_array_equal(again.rows["entitlement"], state.rows["entitlement"])
+  assert 10 < len(levels) < 60  # some plans kept them, some did not
 
 
 def test_importance_weights_restore_the_mean_over_the_data(rng):
