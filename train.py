@@ -304,6 +304,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
               steps_between_plans=budget.steps_per_plan,
             )
           about["selection"] = cost._asdict()
+          writer.write(step, {f"selection/{what}": x for what, x in about["selection"].items()})
           uncounted += time.perf_counter() - begin
           kept_since += time.perf_counter() - begin
 

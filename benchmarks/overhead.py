@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead
 
-Runs train.py on Fashion-MNIST with the cnn for a few hundred steps and reads what the run itself
-measured: after warm-up, the step that plans and the step that does not, alternating, on a copy of
-the state. Leaves benchmarks/results/overhead.json and prints its table.
+Starts train.py on Fashion-MNIST with the cnn, as long a run as the configuration says, and stops it
+once it has measured: after warm-up, the step that plans and the step that does not, alternating, on
+a copy of the state. Leaves benchmarks/results/overhead.json and prints its table.
 """
 
 import json
@@ -12,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -19,35 +20,63 @@ from absl import app, flags
 
 from benchmarks.machine import machine
 
-REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each; the median and the range are printed.")
-STEPS = flags.DEFINE_integer("steps", 60, "Steps of a run.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Runs of each; the median and the range are printed.")
 CONFIG = flags.DEFINE_string("config", "configs/fashion_mnist.py", "Of the runs.")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE, for all runs.")
+NAME = flags.DEFINE_string("name", "overhead", "Of the file in benchmarks/results.")
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def measured(options: list[str]) -> dict[str, Any]:
+  """The line of metrics.jsonl in which a run says what selection costs."""
+  with tempfile.TemporaryDirectory() as workdir:
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    run = subprocess.Popen(
+      [sys.executable, "train.py", f"--workdir={workdir}", *options],
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+    )
+    try:
+      while run.poll() is None:
+        for line in path.read_text().splitlines() if path.exists() else []:
+          if "selection/share" in line:
+            return json.loads(line)
+        time.sleep(0.2)
+    finally:
+      run.terminate()
+      run.wait()
+  raise RuntimeError(f"train.py {' '.join(options)} measured nothing, exit code {run.returncode}")
 
 
 def main(argv: list[str]) -> None:
   del argv
-  rows: list[dict[str, Any]] = []
-  for selector in ("rs2", "rep_div_plain", "rep_div"):
-    for refresh in (0, 1):
-      summaries = []
-      for seed in range(REPEATS.value):
-        with tempfile.TemporaryDirectory() as workdir:
-          options = [
-            f"--config={CONFIG.value}", f"--workdir={workdir}", f"--config.steps={STEPS.value}",
-            f"--config.selector.name={selector}", f"--config.selector.refresh_steps={refresh}",
-            f"--config.seed={seed}",
-          ]  # fmt: skip
-          subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, check=True)
-          summaries.append(json.loads((pathlib.Path(workdir) / "summary.json").read_text()))
-      rows.append({"selector": selector, "refresh_steps": refresh, "runs": summaries})
-  result = {"config": CONFIG.value, "machine": machine(), "rows": rows}
-  path = ROOT / "benchmarks" / "results" / "overhead.json"
+  rows: list[dict[str, Any]] = [
+    {"selector": selector, "refresh_steps": refresh, "runs": []}
+    for selector in ("rs2", "rep_div_plain", "rep_div")
+    for refresh in (0, 1)
+  ]
+  for seed in range(REPEATS.value):  # in turns, so that a slow spell meets all of them
+    for row in rows:
+      options = [
+        f"--config={CONFIG.value}",
+        *(f"--config.{override}" for override in OVERRIDE.value),
+        f"--config.selector.name={row['selector']}",
+        f"--config.selector.refresh_steps={row['refresh_steps']}",
+        f"--config.seed={seed}",
+      ]
+      row["runs"].append(measured(options))
+  result = {
+    "config": CONFIG.value,
+    "overrides": OVERRIDE.value,
+    "machine": machine(),
+    "rows": rows,
+  }
+  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
   path.write_text(json.dumps(result, indent=2) + "\n")
   print("| selector | plan | select ms | step ms | share of the time |\n|---|---|---|---|---|")
   for row in rows:
-    values = lambda key, row=row: np.array([run[key] for run in row["runs"]])
-    share = values("selection_overhead_pct")
+    values = lambda what, row=row: np.array([run[f"selection/{what}"] for run in row["runs"]])
+    share = 100 * values("share")
     when = "every step" if row["refresh_steps"] else "an epoch"
     print(
       f"| {row['selector']} | {when} | {1e3 * np.median(values('select_seconds')):.2f} |"
