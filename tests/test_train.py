@@ -190,6 +190,17 @@ def test_a_late_fit_takes_the_features_of_the_model(tmp_path):
   assert "fitted at step 25" in result.stdout
 
 
+def test_a_trace_and_compiled_programs_are_left_where_asked_and_bfloat16_trains(tmp_path):
+  options = ("--config.steps=60", "--config.selector.name=rs2", "--config.model.dtype=bfloat16")
+  options += ("--config.profile=True", f"--config.compilation_cache={tmp_path / 'cache'}")
+  result = train(tmp_path / "run", *options)
+  assert result.returncode == 0, result.stderr
+  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+  assert list((tmp_path / "cache").iterdir())
+  assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] > 0.85
+  assert all(np.isfinite(line.get("train/loss", 0)) for line in metrics(tmp_path / "run"))
+
+
 def test_fashion_mnist_trains_the_cnn(tmp_path):
   if not pathlib.Path("/usr/share/datasets/fashion-mnist").exists():
     pytest.skip("apt-get install dataset-fashion-mnist")
@@ -224,6 +235,40 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, options, message):
   assert message in result.stderr
   assert len(result.stderr.strip().splitlines()) == 1
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    ("nan", "column 2 of row 17 is nan"),
+    ("label", "label -1"),
+    ("truncated", "rows.npz"),
+    ("shape", "30 labels"),
+  ],
+)
+def test_broken_data_is_one_line_and_leaves_the_run_that_is_there(tmp_path, damage, message):
+  rng = np.random.default_rng(0)
+  inputs, labels = rng.standard_normal((400, 6)).astype(np.float32), np.arange(400) % 3
+  if damage == "nan":
+    inputs[17, 2] = np.nan
+  if damage == "label":
+    labels[5] = -1
+  if damage == "shape":
+    labels = labels[:30]
+  path = tmp_path / "rows.npz"
+  np.savez(path, inputs=inputs, labels=labels)
+  if damage == "truncated":
+    path.write_bytes(path.read_bytes()[:-1000])
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  (workdir / "config.json").write_text("of a run before")
+  result = train(workdir, f"--config.data.train={path}", config="own_data")
+  assert result.returncode == 2, result.stderr
+  assert message in result.stderr
+  assert len(result.stderr.strip().splitlines()) == 1
+  assert [(p.name, p.read_text()) for p in workdir.iterdir()] == [
+    ("config.json", "of a run before")
+  ]
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What every kernel that takes rows must keep to."""
 
 import importlib
+import inspect
 import pkgutil
 
 import jax
@@ -127,6 +128,14 @@ def on(devices, name):
   return jsel.shard(kernel, jsel.make_mesh(jax.devices()[:devices]))(*arguments, **options)
 
 
+def check_same(name, got, want):
+  if CASES[name][3]:
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+  else:
+    # The exponential and the reductions over classes are compiled for each shape.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
 def test_every_kernel_that_takes_rows_is_here():
   found = set()
   for module in pkgutil.iter_modules(jsel.kernels.__path__):
@@ -138,12 +147,32 @@ def test_every_kernel_that_takes_rows_is_here():
 
 @pytest.mark.parametrize("name", CASES)
 def test_eight_devices_give_what_one_does(name):
-  one, eight = on(1, name), on(8, name)
-  if CASES[name][3]:
-    jax.tree.map(np.testing.assert_array_equal, one, eight)
-  else:
-    # The exponential and the reductions over classes are compiled for each shape.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, eight)
+  check_same(name, on(8, name), on(1, name))
+
+
+# Fits take long to compile and are made of the sums that are tried here.
+@pytest.mark.parametrize("name", [name for name in CASES if not name.endswith(".fit")])
+def test_pmap_gives_what_one_device_does(name):
+  kernel, arguments, options, _ = CASES[name]
+  bound = inspect.signature(kernel).bind(*arguments, **options).arguments
+  is_array = lambda value: all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
+  arrays = {what: value for what, value in bound.items() if is_array(value)}
+  static = {what: value for what, value in bound.items() if what not in arrays}
+  split = lambda leaf: jnp.reshape(leaf, (2, -1, *leaf.shape[1:]))
+  axes = {what: 0 if what in kernel.row_arguments else None for what in arrays}
+  mapped = jax.pmap(
+    lambda arrays: kernel(**arrays, **static, axis_name="data"),
+    axis_name="data",
+    in_axes=(axes,),
+    devices=jax.devices()[:2],
+  )
+  got = mapped(
+    {what: value if axes[what] is None else jax.tree.map(split, value)
+     for what, value in arrays.items()}
+  )  # fmt: skip
+  joined = lambda rows: lambda leaf: np.reshape(leaf, (-1, *leaf.shape[2:])) if rows else leaf[1]
+  got = jax.tree.map(lambda rows, part: jax.tree.map(joined(rows), part), kernel.row_results, got)
+  check_same(name, got, on(1, name))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,7 @@
 """The fused step against plain ones, and the plan's bookkeeping."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,3 +250,15 @@ def test_the_pool_stays_where_it_is():
   padded = len(setup.pool.valid)
   gathers = [line for line in text.splitlines() if "all-gather" in line and f"[{padded}" in line]
   assert not gathers, gathers
+
+
+@pytest.mark.parametrize("name", ["rs2", "infobatch", "loss", "rep_div"])
+def test_what_is_dense_leaves_the_cond_in_place(name):
+  # The compiled program copies nothing of the pool's length, but for flags of one byte.
+  setup = Setup(name)
+  text = setup.step(None).lower(setup.state, setup.pool, None).compile().as_text()
+  padded = len(setup.pool.valid)
+  assert "conditional(" in text
+  assert f"[{padded}" in text
+  copies = re.findall(rf"= (?!pred)\w+\[{padded}[^=]* copy\(.*", text)
+  assert not copies, copies
