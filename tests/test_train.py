@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -27,16 +26,12 @@ def command(workdir, *options, config="digits"):
   ]
 
 
-CACHE = tempfile.TemporaryDirectory()  # programs that another run of this file has compiled
-
-
 def environment(devices=1):
   return {
     **os.environ,
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_PLATFORMS": "cpu",
     "NPROC": "8",
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
   }
 
 

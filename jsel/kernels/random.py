@@ -33,7 +33,7 @@ def row_bits(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.Array:
     Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2,
     3*, 2011.
   """
-  return jnp.stack(_threefry(key, ids, stream), axis=-1)
+  return jnp.stack(_threefry(key, ids, stream, rolled=True), axis=-1)
 
 
 def row_uniform_int(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.Array:
@@ -71,18 +71,35 @@ def row_gumbel(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.Array:
   return -jnp.log(-jnp.log1p(-jnp.minimum(tail, 1 - 2.0**-24)))
 
 
-def _threefry(key: jax.Array, ids: jax.Array, stream: int) -> tuple[jax.Array, jax.Array]:
+def _threefry(
+  key: jax.Array, ids: jax.Array, stream: int, *, rolled: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """Both words; ``rolled`` where they are stacked or cut into bits.
+
+  All 20 rounds in one expression are the fastest for numbers that are used as
+  they are. In a loop over the bits of a word they would be worked out for each
+  bit, and for some shapes the compiler never ends: LLVM's vectorizer follows
+  every path through what does not change in that loop, 10**8 of them. The
+  results of a loop are read from memory.
+  """
   if ids.dtype not in (jnp.int32, jnp.uint32):
     raise ValueError(f"row ids are int32 or uint32, got {ids.dtype}")
   first, second = jax.random.bits(key, (2,), jnp.uint32)
-  schedule = (first, second, first ^ second ^ PARITY)
-  x = jnp.uint32(stream) + first
+  schedule, rotations = (first, second, first ^ second ^ PARITY), ROTATIONS
   y = ids.astype(jnp.uint32) + second
-  for block in range(5):
-    for rotation in ROTATIONS[block % 2]:
+  words = (jnp.uint32(stream) + first + (y ^ y), y)  # the first as much an array as the second
+
+  def four_rounds(block, words):
+    x, y = words
+    for rotation in rotations[block % 2]:
       x = x + y
       y = (y << rotation) | (y >> (32 - rotation))
       y = y ^ x
-    x = x + schedule[(block + 1) % 3]
-    y = y + schedule[(block + 2) % 3] + (block + 1)
-  return x, y
+    return x + schedule[(block + 1) % 3], y + schedule[(block + 2) % 3] + (block + 1)
+
+  if rolled:
+    schedule, rotations = jnp.stack(schedule), jnp.array(rotations, jnp.uint32)
+    return jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(5), four_rounds, words)
+  for block in range(5):
+    words = four_rounds(block, words)
+  return words

@@ -74,7 +74,7 @@ def infobatch(
     kept = pruned_from - jnp.floor(
       pruned_from.astype(jnp.float32) * jnp.float32(prune_probability)
     ).astype(jnp.int32)
-    lottery = random.row_bits(key, row_ids(loss.shape[0], axis_name))[:, 0]
+    lottery = random.row_uniform_int(key, row_ids(loss.shape[0], axis_name))
     # A 31-bit ticket: int32 keys order as unsigned ones do.
     ticket = (lottery >> 1).astype(jnp.int32)
     winners = topk.top_k_mask(ticket, kept, valid=small, axis_name=axis_name)

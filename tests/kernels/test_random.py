@@ -97,3 +97,14 @@ def test_gumbel_maximum_follows_the_weights():
 def test_ids_of_another_dtype_are_refused(key):
   with pytest.raises(ValueError, match="int32 or uint32, got float32"):
     row_bits(key, jnp.ones(3))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("rows", [1, 70])
+def test_words_cut_into_bits_within_a_loop_compile(key, rows):
+  # With all rounds in one expression the compiler did not end for these shapes.
+  cut = lambda start: projection.signs(key, start + jnp.arange(rows, dtype=jnp.uint32), 64)
+  starts = jnp.arange(3, dtype=jnp.uint32) * rows
+  _, parts = jax.jit(lambda starts: jax.lax.scan(lambda _, s: (None, cut(s)), None, starts))(starts)
+  whole = projection.signs(key, jnp.arange(3 * rows, dtype=jnp.uint32), 64)
+  np.testing.assert_array_equal(parts.reshape(-1, 64), whole)
