@@ -21,6 +21,7 @@ from jsel.kernels import (
   scatter,
   scores,
   segments,
+  srht,
   topk,
   whitening,
 )
@@ -99,6 +100,7 @@ CASES = {
   "whitening.fit": (whitening.fit, (X,), {"rank": 3, "valid": VALID}, True),
   "whitening.apply": (whitening.apply, (WHITE, X), {"valid": VALID}, True),
   "rademacher": (projection.rademacher, (KEY, X, 16), {}, True),
+  "srht": (srht.srht, (KEY, X, 5), {}, True),
   "plus_plus": (kmeans.plus_plus, (KEY, X, 4), {"valid": VALID}, True),
   "kmeans.fit": (kmeans.fit, (X, X[:4]), {"max_iters": 3, "valid": VALID}, True),
   "kmeans.assign": (kmeans.assign, (X, X[:4]), {"valid": VALID}, True),
