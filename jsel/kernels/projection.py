@@ -73,7 +73,7 @@ def rademacher(
   """
   if x.ndim != 2:
     raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
-  _check_dim(dim)
+  check_dim(dim)
   products.check(precision)
   known = isinstance(column_offset, (int, np.integer))
   if known and not 0 <= column_offset <= 2**32 - x.shape[1]:
@@ -108,7 +108,7 @@ def signs(key: jax.Array, ids: jax.Array, dim: int, *, dtype: jnp.dtype = jnp.fl
     >>> bool((signs(key, jnp.arange(8), 100)[5:, :70] == signs(key, jnp.arange(5, 8), 70)).all())
     True
   """
-  _check_dim(dim)
+  check_dim(dim)
   if ids.ndim != 1:
     raise ValueError(f"ids must be [r], got shape {ids.shape}")
   streams = jnp.arange(-(-dim // WORD), dtype=jnp.uint32)
@@ -158,6 +158,10 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
   return total / np.sqrt(dim)
 
 
-def _check_dim(dim: int) -> None:
+def check_dim(dim: int) -> None:
+  """Raises ValueError if ``dim`` is no number of columns.
+
+  >>> check_dim(1)
+  """
   if not isinstance(dim, (int, np.integer)) or dim < 1:
     raise ValueError(f"dim must be a static int of at least 1, got {dim}")

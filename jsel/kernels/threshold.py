@@ -83,18 +83,24 @@ def highest_over(
 def highest(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """The ``k`` highest keys, descending, and their positions; ties by position."""
   if keys.shape[0] < 4 * _BLOCK * k or keys.shape[0] < 2**17:
-    return _sorted_top_k(keys, k)
+    return sorted_top_k(keys, k)
   # The k highest rows lie in the k blocks of highest maxima. So do they with
   # ties: a row of another block is preceded by the maxima of all those k.
   padded = jnp.pad(keys, (0, -keys.shape[0] % _BLOCK), constant_values=LOWEST)
   blocks = padded.reshape(-1, _BLOCK)
-  _, chosen = _sorted_top_k(blocks.max(1), k)
+  _, chosen = sorted_top_k(blocks.max(1), k)
   chosen = jnp.sort(chosen)  # so that position within the candidates is the order of the rows
-  top, position = _sorted_top_k(blocks[chosen].reshape(-1), k)
+  top, position = sorted_top_k(blocks[chosen].reshape(-1), k)
   return top, chosen[position // _BLOCK] * _BLOCK + position % _BLOCK
 
 
-def _sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """The ``k`` highest keys of the last axis, descending, and their positions; ties by position.
+
+  >>> [part.tolist() for part in sorted_top_k(jnp.array([[1, 3, 3], [2, 0, 4]]), 2)]
+  [[[3, 3], [4, 2]], [[1, 2], [2, 0]]]
+  """
+
   def as_floats(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     # XLA's CPU top-k is fast for float32 alone (integers are sorted whole). It
     # compares by IEEE total order, in which these floats stand as the keys do.

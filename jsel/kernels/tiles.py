@@ -1,7 +1,7 @@
 """Rows mapped tile by tile, tiles that are the same on any number of devices."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,44 @@ def map_tiles(
     return split.reshape(padded, *array.shape[2:])[:count]
 
   return jax.tree.map(join, jax.lax.map(function, jax.tree.map(cut, arrays)))
+
+
+class Blocks(NamedTuple):
+  """How `blocks` cuts the rows of one device."""
+
+  size: int  # rows of every block
+  count: int  # blocks
+  leaf: int  # rows that are cut on their own
+  per_leaf: int  # blocks
+
+  def span(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where block ``index`` starts, and the first of its rows that no block before it has."""
+    start = index // self.per_leaf * self.leaf
+    first = index % self.per_leaf * self.size
+    return start + jnp.minimum(first, self.leaf - self.size), start + first
+
+
+def blocks(count: int, most: int, axis_name: AxisName) -> Blocks:
+  """Cuts ``count`` rows into equal blocks of at most ``most``, without padding.
+
+  Where they do not divide, the last block begins earlier and overlaps the one
+  before. Over an axis each of 512 leaves is cut on its own, so that blocks are
+  the same rows on any number of devices.
+
+  >>> cut = blocks(10, 4, None)
+  >>> [tuple(map(int, cut.span(jnp.int32(i)))) for i in range(cut.count)]
+  [(0, 0), (4, 4), (6, 8)]
+  """
+  devices = axis_size(axis_name)
+  if axis_name is not None and count * devices % LEAVES:
+    raise ValueError(
+      f"{count * devices} rows do not split into {LEAVES} leaves: pad them with jsel.pad_rows"
+    )
+  leaves = 1 if axis_name is None else LEAVES // devices
+  leaf = count // leaves
+  per_leaf = -(-leaf // most)
+  size = -(-leaf // per_leaf) if per_leaf else 0
+  return Blocks(size, leaves * per_leaf, leaf, per_leaf)
 
 
 def pad_to_leaves(arrays: Any, axis_name: AxisName) -> Any:
