@@ -148,13 +148,14 @@ def test_mistakes_are_named(key, call, message):
 
 
 @pytest.mark.parametrize(
-  ("precision", "tolerance"), [("float32", 2e-5), ("bfloat16_3x", 5e-4), ("bfloat16", 0.2)]
+  ("precision", "tolerance"), [("float32", 5e-5), ("bfloat16_3x", 5e-4), ("bfloat16", 0.2)]
 )
 def test_matmul_is_as_precise_as_it_is_named(rng, precision, tolerance):
   a, b = (rng.standard_normal(shape).astype("f4") for shape in ((20, 256), (256, 30)))
   want = a.astype(np.float64) @ b
   error = np.abs(np.asarray(jax.jit(lambda a, b: matmul(a, b, precision=precision))(a, b)) - want)
-  # Sums of 256 products of size 1, rounded at 2**-24, 2**-16 or 2**-8.
+  # Sums of 256 products of size 1, up to 50 on the way, rounded at 2**-24, 2**-16 or 2**-8; the
+  # order is the processor's, and NumPy's own float32 product is off by 2.4e-5 on some.
   assert error.max() < tolerance
   turned = matmul(a, b.T, precision=precision, transpose_b=True)
   np.testing.assert_allclose(turned, want, atol=tolerance)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jsel
+from jsel.kernels import projection
 from jsel.kernels.random import row_bits, row_gumbel, row_uniform, row_uniform_int
 from jsel.kernels.rows import row_ids
 
