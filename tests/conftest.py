@@ -16,15 +16,19 @@ import pytest
 
 
 def processor() -> str:
-  """The model and the instruction sets, as far as the system tells them."""
+  """The model, its instruction sets and the threads, which programs are cut for."""
   path = pathlib.Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   kind = {
     line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))
   }
-  return hashlib.sha256("".join([platform.machine(), *sorted(kind)]).encode()).hexdigest()[:16]
+  parts = [os.environ["NPROC"], platform.machine(), *sorted(kind)]
+  return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
+# A collective that waits holds a thread, and a program's collectives wait side by side: with as
+# many threads as devices, XLA's default, eight devices lock each other out.
+os.environ.setdefault("NPROC", "32")
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 # In the environment too, for the runs that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jsel-tests" / processor()))

@@ -27,12 +27,7 @@ def command(workdir, *options, config="digits"):
 
 
 def environment(devices=1):
-  return {
-    **os.environ,
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_PLATFORMS": "cpu",
-    "NPROC": "8",
-  }
+  return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
 
 
 def train(workdir, *options, config="digits", devices=1):
@@ -159,7 +154,7 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path):
 
 @pytest.mark.parametrize("name", ["random", "rs2", "rep_div"])
 def test_eight_devices_choose_what_one_does(tmp_path, name):
-  # NPROC pins the thread pool, so that the fit is the same too.
+  # NPROC, as conftest.py sets it, pins the thread pool, so that the fit is the same too.
   options = (
     "--config.steps=100",
     f"--config.selector.name={name}",

@@ -60,14 +60,14 @@ def loss(
   def select(key, state, pool, candidates, step):
     del candidates, step
     smoothed, seen = state.rows["loss"], state.rows["seen"]
-    bits = random.row_bits(key, row_ids(seen.shape[0], axis_name))
-    uniform = (bits[:, 0] >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    ids = row_ids(seen.shape[0], axis_name)
+    uniform = random.row_uniform(key, ids)
     largest = jnp.max(jnp.where(seen, smoothed, 0))
     if axis_name is not None:
       largest = jax.lax.pmax(largest, axis_name)
     score = jnp.where(seen, smoothed, largest + 1 + uniform)
     greedy = topk.top_k_mask(score, rows - explored, valid=pool.valid, axis_name=axis_name)
-    ticket = (bits[:, 1] >> 1).astype(jnp.int32)
+    ticket = (random.row_uniform_int(key, ids, stream=1) >> 1).astype(jnp.int32)
     others = topk.top_k_mask(ticket, explored, valid=pool.valid & ~greedy, axis_name=axis_name)
     planned = greedy | others
     index, count = topk.compact(planned, rows, axis_name=axis_name)

@@ -1,5 +1,7 @@
 """How a command ends: exit code 2 and one line for the user's mistakes, a traceback for ours."""
 
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,10 +23,23 @@ def run_main(main: Callable[[list[str]], int], *, default_config: str) -> None:
   their traceback.
   """
   logging.set_verbosity(logging.WARNING)
+  _make_room_for_collectives()
   if not any(a == "--config" or a.startswith("--config=") for a in sys.argv):
     # Not the flag's own default: that is parsed, and a mistake raised, where the flag is defined.
     sys.argv.insert(1, f"--config={default_config}")
   app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
+
+
+def _make_room_for_collectives() -> None:
+  """Gives forced CPU devices four threads each, unless NPROC says how many.
+
+  A collective that waits holds a thread, and a program's collectives wait side
+  by side: with XLA's default, a thread a device, devices lock each other out.
+  """
+  forced = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+  devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else 1))
+  if devices > 1:
+    os.environ.setdefault("NPROC", str(4 * devices))
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -245,7 +245,7 @@ def test_a_given_batch_takes_the_place_of_the_gather():
 
 def test_the_pool_stays_where_it_is():
   # The compiled program on eight devices has no collective of the pool's length.
-  setup = Setup("rep_div", devices=8)
+  setup = Setup("rep_div", devices=8, refresh_steps=1)  # 64 candidates of each device are gathered
   text = setup.step(None).lower(setup.state, setup.pool, None).compile().as_text()
   padded = len(setup.pool.valid)
   gathers = [line for line in text.splitlines() if "all-gather" in line and f"[{padded}" in line]
