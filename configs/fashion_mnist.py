@@ -15,4 +15,5 @@ def get_config():
   config.selector.name = "rep_div"
   config.batch_size = 128
   config.epochs = 20
+  config.eval_every = 468  # two epochs
   return config
