@@ -33,6 +33,14 @@ def model():
   return models.make("mlp", rngs=nnx.Rngs(0), input_shape=(7,), classes=CLASSES, hidden=(8,))
 
 
+def placed(model, devices):
+  """A mesh and the model's parts, the parameters on all of it."""
+  mesh = jsel.make_mesh(jax.devices()[:devices])
+  graphdef, params, variables = nnx.split(model, nnx.Param, ...)
+  params = jax.device_put(params, jsel.sharding.replicated(mesh))
+  return mesh, graphdef, params, variables
+
+
 def said_of(model, inputs):
   """Logits and penultimate features by the formula, in float64."""
   dense = lambda x, layer: x @ np.float64(layer.kernel[...]) + np.float64(layer.bias[...])
@@ -44,9 +52,7 @@ def said_of(model, inputs):
 @pytest.mark.parametrize("batch_size", [32, 150, 1024])
 def test_loss_and_accuracy_are_means_over_the_true_rows(split, model, devices, batch_size):
   inputs, labels = split
-  mesh = jsel.make_mesh(jax.devices()[:devices])
-  graphdef, params, variables = nnx.split(model, nnx.Param, ...)
-  params = jax.device_put(params, jsel.sharding.replicated(mesh))
+  mesh, graphdef, params, variables = placed(model, devices)
   evaluate = make_evaluation(graphdef, losses.classification, lambda x: 2 * x, mesh=mesh)
   batch_size = -(-batch_size // devices) * devices
   batches = evaluation_batches(inputs, labels, batch_size=batch_size, mesh=mesh)
@@ -64,9 +70,7 @@ def test_loss_and_accuracy_are_means_over_the_true_rows(split, model, devices, b
 @pytest.mark.parametrize("batch_size", [64, 200, 512])
 def test_collected_outputs_stand_in_the_rows_of_the_pool(split, model, devices, batch_size):
   inputs, labels = split
-  mesh = jsel.make_mesh(jax.devices()[:devices])
-  graphdef, params, variables = nnx.split(model, nnx.Param, ...)
-  params = jax.device_put(params, jsel.sharding.replicated(mesh))
+  mesh, graphdef, params, variables = placed(model, devices)
   rows = {"inputs": jsel.pad_rows(inputs), "labels": jsel.pad_rows(labels)}
   pool = Pool(rows, np.arange(len(rows["labels"])) < SIZE)
   pool = jax.device_put(pool, rows_sharding(mesh))
