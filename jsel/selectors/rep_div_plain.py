@@ -38,8 +38,8 @@ def rep_div_plain(
   passes ``1 / beta + 1``. `rep_div` is better: ranks and a top-K take slices of
   the pool, and a penalty on counts rotates through the same slices.
 
-  Sharding: a plan costs the counts of a histogram top-k and the ids; the fit is
-  that of `rep_div` and two exact ranks (an all-gather of the scores each).
+  Sharding: a plan costs an exact top-k; the fit is that of `rep_div` and two exact
+  ranks (an all-gather of the scores each).
 
   Args:
     size: examples in the pool, without padding.
