@@ -29,9 +29,11 @@ from jsel.training import checkpoint, collect, dispatch, evaluate, losses, outpu
 from jsel.training.budget import make_budget
 from jsel.training.config import check_resumable
 from jsel.training.curves import plot_curves
+from jsel.training.gradients import Learner
 from jsel.training.metrics import MetricsWriter, Progress
 from jsel.training.optimizer import make_optimizer
-from jsel.training.state import init_state
+from jsel.training.plan import make_plan
+from jsel.training.state import Keys, init_state
 from jsel.training.step import make_step
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,11 +62,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
 
   # ---- Mesh -------------------------------------------------------------------------------------
 
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  rules = config.sharding.rules
   if config.batch_size < 1 or config.batch_size % mesh.size:
     raise ValueError(
       f"batch_size={config.batch_size} does not divide among {mesh.size} devices: choose a"
       f" multiple of {mesh.size}"
+    )
+  parts = config.accumulate
+  if parts < 1 or config.batch_size % (parts * mesh.size):
+    raise ValueError(
+      f"accumulate={parts} does not cut batch_size={config.batch_size} into parts for {mesh.size}"
+      f" devices: {parts * mesh.size} has to divide it"
     )
   split = sharding.rows_sharding(mesh)
   note(f"{mesh.size} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
@@ -100,9 +109,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   budget = make_budget(config, size)
   key = jax.random.key(config.seed)
   model_key, selector_key, fit_key, step_key = jax.random.split(key, 4)
-  model = models.make(
+  make_model = lambda rngs: models.make(
     config.model.name,
-    rngs=nnx.Rngs(model_key),
+    rngs=rngs,
     input_shape=input_shape,
     classes=dataset.classes,
     dtype=config.model.dtype,
@@ -119,7 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     rows=budget.plan_rows,
     total_steps=budget.total_steps,
     optimizer=optax.adam,
-    axis_name=sharding.DATA_AXIS,
+    axis_name=sharding.row_axes(mesh),
     **config.selector[name],
   )
   if selector.least < config.batch_size:
@@ -129,7 +138,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     )
   if fit_step and selector.fit is None:
     raise ValueError(f"selector.fit_step={fit_step} with {name}, which fits nothing: set it to 0")
-  rows_spec, same = P(sharding.DATA_AXIS), P()
+  rows_spec, same = P(sharding.row_axes(mesh)), P()
   columns_spec = selectors.Columns(rows_spec, same)
 
   @jax.jit
@@ -139,26 +148,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
       selector.fit, mesh=mesh, in_specs=(same, rows_spec, rows_spec), out_specs=columns_spec
     )(key, features, pool)  # pyrefly: ignore
 
-  init_selector = jax.jit(
-    jax.shard_map(
-      lambda key, pool: selector.init(key, pool, None),
-      mesh=mesh,
-      in_specs=(same, rows_spec),
-      out_specs=columns_spec,
-    )
-  )
-
   # ---- State, fresh or restored -----------------------------------------------------------------
 
   graphdef, state = init_state(
-    step_key,
-    model,
+    Keys(model_key, selector_key, step_key),
+    make_model,
     optimizer,
-    init_selector(selector_key, pool),
+    selector,
     pool,
-    capacity=selector.capacity,
     batch_size=config.batch_size,
     mesh=mesh,
+    rules=rules,
   )
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   note(f"{config.model.name}: {parameters:,} parameters, {config.model.dtype}")
@@ -194,27 +194,36 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
 
   # ---- Steps ------------------------------------------------------------------------------------
 
-  build = lambda plan, steps: make_step(
+  learner = Learner(
     graphdef,
     losses.classification,
     preprocess,
+    normalize,
     optimizer,
+    mesh,
+    feedback=selector.feedback,
+    accumulate=config.accumulate,
+  )
+  plan = make_plan(selector, state.selector, state.plan, mesh=mesh, batch_size=config.batch_size)
+  build = lambda fused, steps: make_step(
+    learner,
     selector,
     state,
     mesh=mesh,
     batch_size=config.batch_size,
     refresh_steps=refresh_steps,
-    plan=plan,
+    fused=fused,
     steps=steps,
+    rules=rules,
   )
   how = dispatch.choose(
     config.dispatch,
     platform=jax.devices()[0].platform,
-    convolutional=model.convolutional,  # pyrefly: ignore
+    convolutional=nnx.eval_shape(lambda: make_model(nnx.Rngs(0))).convolutional,  # pyrefly: ignore
   )
   note(f"dispatch: {how.reason}")
   run = dispatch.Dispatcher(
-    build, how, selector, state, batch_size=config.batch_size, refresh_steps=refresh_steps
+    build, plan, how, selector, state, batch_size=config.batch_size, refresh_steps=refresh_steps
   )
   score = evaluate.make_evaluation(graphdef, losses.classification, normalize, mesh=mesh)
   total_steps = budget.total_steps
@@ -297,8 +306,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           begin = time.perf_counter()
           with jax.transfer_guard("allow"):
             cost = overhead.measure(
-              run.program(True, 1),
-              run.program(False, 1),
+              plan,
+              lambda state, pool: run.program(False, 1)(state, pool, None),
               state,
               pool,
               steps_between_plans=budget.steps_per_plan,

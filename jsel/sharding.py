@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,13 +15,20 @@ from jax.sharding import PartitionSpec as P
 from jsel.kernels.reduce import LEAVES
 
 DATA_AXIS = "data"
+PARAMETER_AXIS = "fsdp"
+Rules = Sequence[tuple[str, Sequence[str | None]]]  # of `parameter_sharding`
+SMALL_PARAMETER = 2**14  # entries below which gathering costs more than holding
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
   """Lays ``devices`` (all of them if None) out as one axis named ``"data"``.
 
+  With ``fsdp`` above 1 as two, ``"data"`` and ``"fsdp"``: rows are split over
+  both, parameters over the second (`parameter_sharding`).
+
   Raises:
-    ValueError: if their number is not a power of two up to 512.
+    ValueError: if their number is not a power of two up to 512, or ``fsdp`` does
+      not divide it.
 
   >>> dict(make_mesh(jax.devices()[:1]).shape)
   {'data': 1}
@@ -31,7 +40,26 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
       f"a mesh needs a power of two of devices up to {LEAVES}, got {count}: pass fewer, e.g. "
       f"jax.devices()[:{1 << (max(count, 1).bit_length() - 1)}]"
     )
-  return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+  if fsdp < 1 or count % fsdp:
+    raise ValueError(
+      f"sharding.fsdp={fsdp} does not divide {count} devices: choose a power of two up to {count}"
+    )
+  if fsdp == 1:
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+  return Mesh(
+    np.asarray(devices).reshape(-1, fsdp),
+    (DATA_AXIS, PARAMETER_AXIS),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+  )
+
+
+def row_axes(mesh: Mesh) -> str | tuple[str, ...]:
+  """The mesh axis, or axes, that rows are split over: all of them.
+
+  >>> row_axes(make_mesh(jax.devices()[:1]))
+  'data'
+  """
+  return mesh.axis_names[0] if len(mesh.axis_names) == 1 else mesh.axis_names
 
 
 def padded_size(rows: int) -> int:
@@ -54,13 +82,60 @@ def pad_rows(x: np.ndarray, fill: Any = 0) -> np.ndarray:
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows split over the data axis."""
-  return NamedSharding(mesh, P(DATA_AXIS))
+  """Rows split over all devices."""
+  return NamedSharding(mesh, P(row_axes(mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, P())
+
+
+def parameter_sharding(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+  """How a mesh holds parameters, or whatever has their names and shapes (an optimizer's state).
+
+  Without a second mesh axis every device has all of them. With one, the first of
+  ``rules`` whose pattern is found in a leaf's name says what its axes are split
+  over; a leaf that none names is split along the largest of its axes that
+  divides, or held by every device if none does or it has fewer than 2**14 entries.
+
+  Args:
+    tree: arrays, or anything with a shape.
+    mesh: the mesh.
+    rules: ``(pattern, axes)``: a regular expression, and for each axis of the
+      array ``"fsdp"`` or None.
+
+  Raises:
+    ValueError: if a rule does not fit an array that it names.
+
+  >>> mesh = make_mesh(jax.devices()[:1])
+  >>> parameter_sharding({"kernel": np.zeros((8, 4))}, mesh)["kernel"].spec
+  PartitionSpec()
+  """
+  parts = dict(mesh.shape).get(PARAMETER_AXIS, 1)
+
+  def spec_of(path, leaf) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    shape = np.shape(leaf)
+    if parts == 1:
+      return replicated(mesh)
+    for pattern, axes in rules:
+      if not re.search(pattern, name):
+        continue
+      odd = [i for i, axis in enumerate(axes) if axis and (i >= len(shape) or shape[i] % parts)]
+      if odd or any(axis not in (None, PARAMETER_AXIS) for axis in axes):
+        raise ValueError(
+          f"sharding.rules: {pattern!r} asks for {tuple(axes)} of {name} of shape {shape}: name"
+          f" {PARAMETER_AXIS!r} or None for axes that {parts} divides"
+        )
+      return NamedSharding(mesh, P(*axes))
+    divides = [i for i, length in enumerate(shape) if length % parts == 0]
+    if not divides or math.prod(shape) < SMALL_PARAMETER:
+      return replicated(mesh)
+    largest = max(divides, key=lambda i: shape[i])
+    return NamedSharding(mesh, P(*(None,) * largest, PARAMETER_AXIS))
+
+  return jax.tree_util.tree_map_with_path(spec_of, tree)
 
 
 def shard(

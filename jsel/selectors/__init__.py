@@ -5,7 +5,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jsel.selectors.base import Batch, Candidates, Columns, Plan, Pool, Selector, with_fit
+from jsel.selectors.base import (
+  Batch,
+  Candidates,
+  Columns,
+  Picks,
+  Plan,
+  Pool,
+  Selector,
+  with_fit,
+)
 from jsel.selectors.full import full
 from jsel.selectors.infobatch import infobatch
 from jsel.selectors.loss import loss
@@ -31,6 +40,7 @@ __all__ = [
   "Batch",
   "Candidates",
   "Columns",
+  "Picks",
   "Plan",
   "Pool",
   "Selector",
@@ -107,7 +117,7 @@ def make(name: str, **options: Any) -> Selector:
   Raises:
     ValueError: if the name or a constant is unknown, or out of its range.
 
-  >>> make("rs2", size=1000, rows=300, total_steps=10, optimizer=None, axis_name=None).capacity
+  >>> make("rs2", size=1000, rows=300, total_steps=10, optimizer=None, axis_name=None).most
   300
   """
   build = factory(name)

@@ -21,11 +21,14 @@ class Pool(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Rows to train on next, in any order; the step shuffles them."""
+  """Rows to train on next; the step shuffles them.
 
-  index: jax.Array  # [m] int32 global row ids, distinct; entries past `count` are 0
-  weight: jax.Array  # [m] float32 weight of the row's loss, mean 1 in expectation over a pass
-  count: jax.Array  # [] int32, how many entries hold
+  A mask and not a list of ids: it is split as the pool is, so that nothing of
+  the pool's length is on every device.
+  """
+
+  mask: jax.Array  # [n] bool, never set where the pool is not valid
+  weight: jax.Array | None  # [n] float32 weight of the row's loss where planned; None: all are 1
 
 
 class Batch(NamedTuple):
@@ -37,10 +40,17 @@ class Batch(NamedTuple):
 
 
 class Candidates(NamedTuple):
-  """Rows on offer to a selector of scope "candidates"."""
+  """Rows on offer at one step, the same on every device."""
 
-  ids: jax.Array  # [s] int32 global row ids
-  outputs: dict[str, jax.Array]  # the feedback of those rows, each [s, ...]
+  ids: jax.Array  # [s] int32 global row ids, distinct
+  outputs: dict[str, jax.Array]  # the selector's feedback on those rows before the step, each [s]
+
+
+class Picks(NamedTuple):
+  """What a step takes of its candidates."""
+
+  position: jax.Array  # [b] int32 places among the candidates, distinct
+  weight: jax.Array  # [b] float32
 
 
 class Selector(NamedTuple):
@@ -52,16 +62,19 @@ class Selector(NamedTuple):
   """
 
   needs: tuple[str, ...]  # pool columns
-  feedback: tuple[str, ...]  # per-row outputs of the loss function that `update` reads
-  scope: Literal["pool", "candidates"]
-  capacity: int  # m, rows that a plan has room for
+  feedback: tuple[str, ...]  # per-row outputs of the loss function that `update` and `pick` read
+  scope: tuple[Literal["pool", "candidates"], ...]  # plans over the pool, picks among candidates
   least: int  # rows that a plan has at the least
+  most: int  # and at the most; equal to `least` where every plan has as many
+  weighted: bool  # whether plans have weights
   fit: Callable[[jax.Array, jax.Array, Pool], Columns] | None  # (key, features, pool) -> fit
   init: Callable[[jax.Array, Pool, Columns | None], Columns]  # (key, pool, fit) -> state
   select: Callable[
-    [jax.Array, Columns, Pool, Candidates | None, jax.Array],
-    tuple[Columns, Plan, dict[str, jax.Array]],
-  ]  # (key, state, pool, candidates, step) -> (state, plan, info)
+    [jax.Array, Columns, Pool, jax.Array], tuple[Columns, Plan, dict[str, jax.Array]]
+  ]  # (key, state, pool, step) -> (state, plan, info)
+  pick: (
+    Callable[[jax.Array, Columns, Pool, Candidates, int, jax.Array], tuple[Columns, Picks]] | None
+  )  # (key, state, pool, candidates, count, step) -> (state, picks); None outside of its scope
   update: Callable[[Columns, Batch, dict[str, jax.Array]], Columns]  # (state, batch, feedback)
 
 

@@ -13,7 +13,7 @@ def full(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None
       than a pass.
     axis_name: mesh axis (or axes) that rows are split over.
 
-  >>> full(size=100, rows=100).capacity
+  >>> full(size=100, rows=100).most
   100
   """
-  return rs2(size=size, rows=rows, axis_name=axis_name)
+  return rs2(size=size, rows=rows, axis_name=axis_name)._replace(scope=("pool",), pick=None)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import gather, random, reduce, scatter, topk
+from jsel.kernels import random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 
@@ -28,8 +28,8 @@ def infobatch(
 
   Plans vary in length: between ``size - floor(r size)`` and ``size``.
 
-  Sharding: one float sum (512 leaves in a fixed tree), the counts of a
-  histogram top-k, and the plan's ids and weights (8 bytes an example).
+  Sharding: one float sum (512 leaves in a fixed tree) and the counts of a
+  histogram top-k.
 
   Args:
     size: examples in the pool, without padding.
@@ -63,8 +63,7 @@ def infobatch(
     }
     return Columns(rows, {})
 
-  def select(key, state, pool, candidates, step):
-    del candidates
+  def select(key, state, pool, step):
     loss, seen = state.rows["loss"], state.rows["seen"]
     count = lambda mask: reduce.count(mask, axis_name=axis_name)
     total = reduce.fixed_tree_sum(loss, valid=seen, axis_name=axis_name)
@@ -80,13 +79,11 @@ def infobatch(
     winners = topk.top_k_mask(ticket, kept, valid=small, axis_name=axis_name)
     planned = pool.valid & (~small | winners)
     boost = pruned_from.astype(jnp.float32) / jnp.maximum(kept, 1).astype(jnp.float32)
-    index, rows = topk.compact(planned, size, axis_name=axis_name)
-    weight = gather.gather(jnp.where(small, boost, 1), index, axis_name=axis_name)
     state = state._replace(
       rows={**state.rows, "planned": state.rows["planned"] + planned.astype(jnp.int32)}
     )
     info = {"pruned": pruned_from - kept, "threshold": mean}
-    return state, Plan(index, weight, rows), info
+    return state, Plan(planned, jnp.where(small, boost, 1)), info
 
   def update(state, batch, feedback):
     write = lambda x, values: scatter.scatter(
@@ -102,11 +99,13 @@ def infobatch(
   return Selector(
     needs=(),
     feedback=("loss",),
-    scope="pool",
-    capacity=size,
+    scope=("pool",),
     least=size - math.floor(size * prune_probability),
+    most=size,
+    weighted=True,
     fit=None,
     init=init,
     select=select,
+    pick=None,
     update=update,
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
-from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 
 
 def loss(
@@ -22,7 +22,10 @@ def loss(
   There are no weights: the mean gradient is that of the chosen examples, not
   of the data set.
 
-  Sharding: counts of two histogram top-ks and the plan's ids.
+  Among candidates the same by the loss that the model has on them now, which
+  needs no smoothing.
+
+  Sharding: counts of two histogram top-ks.
 
   Args:
     size: examples in the pool, without padding.
@@ -57,8 +60,8 @@ def loss(
       {},
     )
 
-  def select(key, state, pool, candidates, step):
-    del candidates, step
+  def select(key, state, pool, step):
+    del step
     smoothed, seen = state.rows["loss"], state.rows["seen"]
     ids = row_ids(seen.shape[0], axis_name)
     uniform = random.row_uniform(key, ids)
@@ -70,11 +73,24 @@ def loss(
     ticket = (random.row_uniform_int(key, ids, stream=1) >> 1).astype(jnp.int32)
     others = topk.top_k_mask(ticket, explored, valid=pool.valid & ~greedy, axis_name=axis_name)
     planned = greedy | others
-    index, count = topk.compact(planned, rows, axis_name=axis_name)
     state = state._replace(
       rows={**state.rows, "planned": state.rows["planned"] + planned.astype(jnp.int32)}
     )
-    return state, Plan(index, jnp.ones(rows, jnp.float32), count), {"largest_loss": largest}
+    return state, Plan(planned, None), {"largest_loss": largest}
+
+  def pick(key, state, pool, candidates, count, step):
+    del pool, step
+    ids, loss = candidates.ids, candidates.outputs["loss"]
+    at_random = round(epsilon * count)
+    greedy = topk.top_k_mask(loss, count - at_random)
+    # A loss that is not finite never wins as such, but may be drawn.
+    short = count - greedy.sum(dtype=jnp.int32)
+    ticket = (random.row_uniform_int(key, ids, stream=1) >> 1).astype(jnp.int32)
+    others = topk.top_k_mask(ticket, short, valid=~greedy)
+    position, _ = topk.compact(greedy | others, count)
+    planned = scatter.scatter_add(state.rows["planned"], ids[position], 1, axis_name=axis_name)
+    state = state._replace(rows={**state.rows, "planned": planned})
+    return state, Picks(position, jnp.ones(count, jnp.float32))
 
   def update(state, batch, feedback):
     old = gather.gather(state.rows["loss"], batch.index, axis_name=axis_name)
@@ -93,11 +109,13 @@ def loss(
   return Selector(
     needs=(),
     feedback=("loss",),
-    scope="pool",
-    capacity=rows,
+    scope=("pool", "candidates"),
     least=rows,
+    most=rows,
+    weighted=False,
     fit=None,
     init=init,
     select=select,
+    pick=pick,
     update=update,
   )

@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import permutation, scatter
+from jsel.kernels import permutation
+from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 
 
 def random(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None) -> Selector:
   """The same ``rows`` of ``size`` examples at every plan: the baseline of static selection.
 
-  Sharding: no collective; each device works out the ids of the whole plan.
+  Sharding: no collective; each device looks at its own rows alone.
 
   Args:
     size: examples in the pool, without padding.
@@ -20,31 +21,33 @@ def random(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = No
   >>> pool = Pool({}, jnp.ones(512, bool))
   >>> selector = random(size=512, rows=100)
   >>> state = selector.init(jax.random.key(0), pool, None)
-  >>> state, first, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(0))
-  >>> state, second, _ = selector.select(jax.random.key(2), state, pool, None, jnp.int32(9))
-  >>> bool((first.index == second.index).all())
-  True
+  >>> state, first, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(0))
+  >>> state, second, _ = selector.select(jax.random.key(2), state, pool, jnp.int32(9))
+  >>> int(first.mask.sum()), bool((first.mask == second.mask).all())
+  (100, True)
   """
 
   def init(key: jax.Array, pool: Pool, fit: Columns | None) -> Columns:
     del fit
     return Columns({"planned": jnp.zeros_like(pool.valid, jnp.int32)}, {"key": key})
 
-  def select(key, state, pool, candidates, step):
-    del key, pool, candidates, step
-    index = permutation.permute(state.shared["key"], jnp.arange(rows, dtype=jnp.int32), size)
-    planned = scatter.scatter_add(state.rows["planned"], index, 1, axis_name=axis_name)
-    plan = Plan(index, jnp.ones(rows, jnp.float32), jnp.int32(rows))
-    return state._replace(rows={"planned": planned}), plan, {}
+  def select(key, state, pool, step):
+    del key, step
+    place = permutation.inverse(state.shared["key"], row_ids(pool.valid.shape[0], axis_name), size)
+    mask = pool.valid & (place < rows)
+    planned = state.rows["planned"] + mask.astype(jnp.int32)
+    return state._replace(rows={"planned": planned}), Plan(mask, None), {}
 
   return Selector(
     needs=(),
     feedback=(),
-    scope="pool",
-    capacity=rows,
+    scope=("pool",),
     least=rows,
+    most=rows,
+    weighted=False,
     fit=None,
     init=init,
     select=select,
+    pick=None,
     update=lambda state, batch, feedback: state,
   )

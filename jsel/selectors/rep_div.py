@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
-from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import empty_factors, fit_factors
 
 ONE = 1 << 24  # entitlements are integers in units of 2**-24 plans
@@ -60,6 +60,10 @@ def rep_div(
 
   Without ``importance_weights`` the model is trained on the tilted
   distribution. An example with no active factor gets the mean tilt.
+
+  Among candidates, an example's entitlement grows whenever it is one: a pass of
+  the candidates over the pool then entitles to ``rows`` picks in all. Factors
+  and counts are the pool's, though only candidates can be taken.
 
   Sharding: entitlements, weights and their sums are integers, so the plan is
   the same on any number of devices, given the same fit and feedback. A plan
@@ -156,8 +160,8 @@ def rep_div(
       )
     return Columns({**columns, **fitted.rows}, fitted.shared)
 
-  def select(key, state, pool, candidates, step):
-    del candidates
+  def entitlements(state: Columns, pool: Pool, step: jax.Array):
+    """What a plan entitles each row to, the level that is of, and its exponent."""
     progress = step.astype(jnp.float32) / max(total_steps - 1, 1)
     falling = (1 + jnp.cos(jnp.float32(math.pi) * jnp.minimum(progress, 1))) / 2
     level = jnp.round(falling * LEVELS).astype(jnp.int32)
@@ -181,26 +185,54 @@ def rep_div(
     # With losses the weights are new in every plan.
     changed = jnp.bool_(True) if loss_aware else level != state.shared["level"]
     share = jax.lax.cond(changed, entitle, lambda: state.rows["entitlement"])
-    debt = state.rows["debt"] + share
-    lottery = random.row_uniform_int(key, row_ids(debt.shape[0], axis_name))
+    return share, level, exponent
+
+  def score_of(key: jax.Array, debt: jax.Array, ids: jax.Array) -> jax.Array:
+    lottery = random.row_uniform_int(key, ids)
     # Within +-4 plans, so positive with 8 more; and positive floats stand as their bits do.
     score = debt + (lottery >> 8).astype(jnp.int32) + 8 * ONE
-    score = jax.lax.bitcast_convert_type(score, jnp.float32)
-    index = topk.top_k(score, rows, valid=pool.valid, axis_name=axis_name).indices
-    add = lambda x, amount: scatter.scatter_add(x, index, amount, axis_name=axis_name)
-    if importance_weights:
-      chance = gather.gather(share, index, axis_name=axis_name).astype(jnp.float32) / ONE
-      plan_weight = jnp.minimum(rows / size / jnp.maximum(chance, 1 / ONE), largest_weight)
-    else:
-      plan_weight = jnp.ones(rows, jnp.float32)
+    return jax.lax.bitcast_convert_type(score, jnp.float32)
+
+  def importance(share: jax.Array) -> jax.Array:
+    chance = jnp.maximum(share.astype(jnp.float32) / ONE, 1 / ONE)
+    return jnp.minimum(rows / size / chance, largest_weight)
+
+  def select(key, state, pool, step):
+    share, level, exponent = entitlements(state, pool, step)
+    debt = state.rows["debt"] + share
+    score = score_of(key, debt, row_ids(debt.shape[0], axis_name))
+    mask = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
     columns = {
       **state.rows,
-      "planned": add(state.rows["planned"], 1),
-      "debt": add(debt, -ONE),
+      "planned": state.rows["planned"] + mask.astype(jnp.int32),
+      "debt": debt - jnp.where(mask, ONE, 0),
       "entitlement": share,
     }
     state = Columns(columns, {**state.shared, "level": level})
-    return state, Plan(index, plan_weight, jnp.int32(rows)), {"exponent": exponent}
+    return (
+      state,
+      Plan(mask, importance(share) if importance_weights else None),
+      {"exponent": exponent},
+    )
+
+  def pick(key, state, pool, candidates, count, step):
+    share, level, _ = entitlements(state, pool, step)
+    ids = candidates.ids
+    earned = gather.gather(share, ids, axis_name=axis_name)
+    debt = gather.gather(state.rows["debt"], ids, axis_name=axis_name) + earned
+    position = topk.top_k(score_of(key, debt, ids), count).indices
+    paid = jnp.zeros_like(debt).at[position].set(ONE)
+    add = lambda name, at, amount: scatter.scatter_add(
+      state.rows[name], at, amount, axis_name=axis_name
+    )
+    columns = {
+      **state.rows,
+      "planned": add("planned", ids[position], 1),
+      "debt": add("debt", ids, earned - paid),
+      "entitlement": share,
+    }
+    weight = importance(earned[position]) if importance_weights else jnp.ones(count, jnp.float32)
+    return Columns(columns, {**state.shared, "level": level}), Picks(position, weight)
 
   def update(state, batch, feedback):
     if not loss_aware:
@@ -222,12 +254,14 @@ def rep_div(
   return Selector(
     needs=("features",),
     feedback=("probability",) if loss_aware else (),
-    scope="pool",
-    capacity=rows,
+    scope=("pool", "candidates"),
     least=rows,
+    most=rows,
+    weighted=importance_weights,
     fit=fit,
     init=init,
     select=select,
+    pick=pick,
     update=update,
   )
 

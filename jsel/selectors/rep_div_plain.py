@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import random, reduce, scatter, scores, topk
+from jsel.kernels import gather, random, reduce, scatter, scores, topk
 from jsel.kernels.rows import row_ids
-from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import SHARE_BITS, fit_factors
 
 
@@ -59,7 +59,7 @@ def rep_div_plain(
   used: the formulas are this project's reading of it.
 
   >>> import optax
-  >>> rep_div_plain(size=1000, rows=300, total_steps=10, optimizer=optax.adam).capacity
+  >>> rep_div_plain(size=1000, rows=300, total_steps=10, optimizer=optax.adam).most
   300
   """
   if usage_penalty < 0:
@@ -104,33 +104,51 @@ def rep_div_plain(
       )
     return Columns({"planned": jnp.zeros_like(pool.valid, jnp.int32), **fitted.rows}, fitted.shared)
 
-  def select(key, state, pool, candidates, step):
-    del candidates
+  def diversity_at(step: jax.Array) -> jax.Array:
     progress = jnp.minimum(step.astype(jnp.float32) / max(total_steps - 1, 1), 1)
     rising = (1 - jnp.cos(jnp.float32(math.pi) * progress)) / 2
-    diversity = diversity_start + (diversity_end - diversity_start) * rising
+    return diversity_start + (diversity_end - diversity_start) * rising
+
+  def score_of(state, representativeness, rarity, planned, lottery, diversity):
     # Rounded before they are added: a fused multiply-add, on some shapes only, would break ties.
-    score = reduce.rounded((1 - diversity) * state.rows["representativeness"])
-    score = score + reduce.rounded(diversity * state.rows["diversity"])
+    score = reduce.rounded((1 - diversity) * representativeness)
+    score = score + reduce.rounded(diversity * rarity)
     # Before the fit a fresh random score: with the penalty that is a rotation.
-    lottery = random.row_uniform(key, row_ids(score.shape[0], axis_name))
     score = jnp.where(state.shared["fitted"], score, lottery)
-    planned = state.rows["planned"]
-    score = score - reduce.rounded(usage_penalty * planned.astype(jnp.float32))
-    index = topk.top_k(score, rows, valid=pool.valid, axis_name=axis_name).indices
-    planned = scatter.scatter_add(planned, index, 1, axis_name=axis_name)
-    columns = {**state.rows, "planned": planned}
-    plan = Plan(index, jnp.ones(rows, jnp.float32), jnp.int32(rows))
-    return state._replace(rows=columns), plan, {"diversity": diversity}
+    return score - reduce.rounded(usage_penalty * planned.astype(jnp.float32))
+
+  def select(key, state, pool, step):
+    diversity, planned = diversity_at(step), state.rows["planned"]
+    lottery = random.row_uniform(key, row_ids(planned.shape[0], axis_name))
+    ranks = state.rows["representativeness"], state.rows["diversity"]
+    score = score_of(state, *ranks, planned, lottery, diversity)
+    mask = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
+    columns = {**state.rows, "planned": planned + mask.astype(jnp.int32)}
+    return state._replace(rows=columns), Plan(mask, None), {"diversity": diversity}
+
+  def pick(key, state, pool, candidates, count, step):
+    del pool
+    ids = candidates.ids
+    at = lambda name: gather.gather(state.rows[name], ids, axis_name=axis_name)
+    lottery = random.row_uniform(key, ids)
+    score = score_of(
+      state, at("representativeness"), at("diversity"), at("planned"), lottery, diversity_at(step)
+    )
+    position = topk.top_k(score, count).indices
+    planned = scatter.scatter_add(state.rows["planned"], ids[position], 1, axis_name=axis_name)
+    state = state._replace(rows={**state.rows, "planned": planned})
+    return state, Picks(position, jnp.ones(count, jnp.float32))
 
   return Selector(
     needs=("features",),
     feedback=(),
-    scope="pool",
-    capacity=rows,
+    scope=("pool", "candidates"),
     least=rows,
+    most=rows,
+    weighted=False,
     fit=fit,
     init=init,
     select=select,
+    pick=pick,
     update=lambda state, batch, feedback: state,
   )

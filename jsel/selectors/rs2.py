@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import permutation, scatter
-from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.kernels import gather, permutation, random, scatter, topk
+from jsel.kernels.rows import row_ids
+from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 
 
 def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None) -> Selector:
@@ -15,7 +16,10 @@ def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None)
   are ever planned more than one time apart. Whenever a plan ends where a pass
   ends the permutation is drawn anew.
 
-  Sharding: no collective; each device works out the ids of the whole plan.
+  Among candidates, those that were picked least often, in random order.
+
+  Sharding: no collective; each device works out which of its own rows are in
+  the plan.
 
   Args:
     size: examples in the pool, without padding.
@@ -29,7 +33,7 @@ def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None)
   >>> selector = rs2(size=10, rows=4)
   >>> state = selector.init(jax.random.key(0), pool, None)
   >>> for step in range(5):
-  ...   state, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(step))
+  ...   state, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(step))
   >>> state.rows["planned"][:10]
   Array([2, 2, 2, 2, 2, 2, 2, 2, 2, 2], dtype=int32)
   """
@@ -41,31 +45,46 @@ def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None)
       {"key": key, "shuffles": jnp.int32(0), "start": jnp.int32(0)},
     )
 
-  def select(key, state, pool, candidates, step):
-    del key, pool, candidates, step
+  def select(key, state, pool, step):
+    del key, step
     start, shuffles = state.shared["start"], state.shared["shuffles"]
-    offset = jnp.arange(rows, dtype=jnp.int32)
-    # offset + start would pass 2**31 in the largest pools.
-    position = jnp.where(offset >= size - start, offset - (size - start), offset + start)
-    index = permutation.permute(jax.random.fold_in(state.shared["key"], shuffles), position, size)
+    shuffle = jax.random.fold_in(state.shared["key"], shuffles)
+    place = permutation.inverse(shuffle, row_ids(pool.valid.shape[0], axis_name), size)
+    # How far past the start, around the end: a sum with `size` could pass 2**31.
+    ahead = jnp.where(place >= start, place - start, place + (size - start))
+    mask = pool.valid & (ahead < rows)
     stop = jnp.where(rows >= size - start, rows - (size - start), rows + start)
     shared = {
       "key": state.shared["key"],
       "shuffles": shuffles + (stop == 0).astype(jnp.int32),
       "start": stop,
     }
-    planned = scatter.scatter_add(state.rows["planned"], index, 1, axis_name=axis_name)
-    plan = Plan(index, jnp.ones(rows, jnp.float32), jnp.int32(rows))
-    return Columns({"planned": planned}, shared), plan, {}
+    planned = state.rows["planned"] + mask.astype(jnp.int32)
+    return Columns({"planned": planned}, shared), Plan(mask, None), {}
+
+  def pick(key, state, pool, candidates, count, step):
+    del pool, step
+    picked = gather.gather(state.rows["planned"], candidates.ids, axis_name=axis_name)
+    lottery = random.row_uniform(key, candidates.ids)
+    # Exact below 2**24 visits; the fraction orders those of equal count.
+    since = picked - jnp.min(picked)
+    position = topk.top_k(-(since.astype(jnp.float32) + lottery), count).indices
+    planned = scatter.scatter_add(
+      state.rows["planned"], candidates.ids[position], 1, axis_name=axis_name
+    )
+    state = Columns({"planned": planned}, state.shared)
+    return state, Picks(position, jnp.ones(count, jnp.float32))
 
   return Selector(
     needs=(),
     feedback=(),
-    scope="pool",
-    capacity=rows,
+    scope=("pool", "candidates"),
     least=rows,
+    most=rows,
+    weighted=False,
     fit=None,
     init=init,
     select=select,
+    pick=pick,
     update=lambda state, batch, feedback: state,
   )

@@ -46,8 +46,8 @@ def collect(
   def outputs(params, variables, pool, index):
     rows = gather_rows(pool, index, mesh)
     model = nnx.merge(graphdef, params, variables)
-    said = model(preprocess(rows["inputs"]), valid=jnp.ones(index.shape, bool), train=False)
-    feedback = loss_function(said, rows["labels"])
+    said = model(preprocess(rows.inputs), valid=jnp.ones(index.shape, bool), train=False)
+    feedback = loss_function(said, rows.labels)
     return {name: feedback[name] for name in names}
 
   size = pool.valid.shape[0]

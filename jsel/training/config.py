@@ -17,6 +17,7 @@ def base_config() -> ConfigDict:
   config.epochs = 20  # an epoch is the rows that the selector plans for one: ratio * n
   config.steps = config_dict.placeholder(int)  # if given, instead of epochs
   config.feed = "resident"  # the pool lives in device memory
+  config.accumulate = 1  # parts of a batch that gradients are computed of one after the other
   config.dispatch = "auto"  # "auto", "step" (the host dispatches each step) or "scan"
   config.log_every = 50  # steps
   config.eval_every = config_dict.placeholder(int)  # steps; None: once an epoch
@@ -56,6 +57,10 @@ def base_config() -> ConfigDict:
   config.optimizer.weight_decay = 1e-4
   config.optimizer.momentum = 0.9
   config.optimizer.clip_norm = 0.0  # of the whole gradient; 0: not clipped
+
+  config.sharding = ConfigDict()
+  config.sharding.fsdp = 1  # devices that share one copy of the parameters
+  config.sharding.rules = ()  # (("head.kernel", (None, "fsdp")), ...); others by size
 
   config.selector = ConfigDict()
   config.selector.name = "rep_div"

@@ -15,7 +15,7 @@ SCANNED_STEPS = 10
 class Dispatch(NamedTuple):
   """How steps reach the device."""
 
-  fused: bool  # one program with the plan inside lax.cond, else two, chosen on the host
+  fused: bool  # one program with the plan inside lax.cond, else two, called by the host
   steps: int  # in a dispatch
   reason: str
 
@@ -49,10 +49,11 @@ def choose(kind: str, *, platform: str, convolutional: bool) -> Dispatch:
 
 
 class Dispatcher:
-  """Runs the step that is due.
+  """Runs the step that is due, after planning where that is due.
 
   Args:
-    build: ``(plan, steps) -> compiled step``, as `jsel.training.step.make_step`.
+    build: ``(fused, steps) -> compiled step``, as `jsel.training.step.make_step`.
+    plan: the compiled plan, as `jsel.training.plan.make_plan`.
     dispatch: how.
     selector: the selector.
     state: the state to begin with, fresh or restored.
@@ -62,7 +63,8 @@ class Dispatcher:
 
   def __init__(
     self,
-    build: Callable[[bool | None, int], Callable[..., Any]],
+    build: Callable[[bool, int], Callable[..., Any]],
+    plan: Callable[..., Any],
     dispatch: Dispatch,
     selector: Selector,
     state: TrainState,
@@ -72,6 +74,7 @@ class Dispatcher:
   ):
     self.program = functools.cache(build)
     self.dispatch = dispatch
+    self._plan = plan
     self._selector = selector
     self._batch_size, self._refresh_steps = batch_size, refresh_steps
     self._read_plan(state)
@@ -89,28 +92,31 @@ class Dispatcher:
     """
     if self.dispatch.fused:
       many = self._scans(step, stop)
-      state, metrics = self.program(None, many)(state, pool, None)
+      state, metrics = self.program(True, many)(state, pool, None)
       return state, metrics, step + many
-    if step >= self._end:
-      state, metrics = self.program(True, 1)(state, pool, None)
-      self._planned(state, step)
-      return state, metrics, step + 1
-    many = self._scans(step, min(stop, self._end))
+    state = self.planned(state, pool, step)
+    many = self._scans(step, min(stop, self.plan_end))
     state, metrics = self.program(False, many)(state, pool, None)
     return state, metrics, step + many
+
+  def planned(self, state: TrainState, pool: Pool, step: int) -> TrainState:
+    """``state`` with a plan that reaches past ``step``; `plan_end` is then where it ends."""
+    if step < self.plan_end:
+      return state
+    columns, active = self._plan(state.key, state.step, state.selector, state.plan, pool)
+    state = state._replace(selector=columns, plan=active)
+    if self._selector.most == self._selector.least:
+      self._set(step, self._carried + self._selector.most)
+    else:
+      self._read_plan(state)
+    return state
 
   def _scans(self, step: int, stop: int) -> int:
     return self.dispatch.steps if stop - step >= self.dispatch.steps else 1
 
-  def _planned(self, state: TrainState, step: int) -> None:
-    if self._selector.capacity != self._selector.least:
-      self._read_plan(state)
-      return
-    self._set(step, self._carried + self._selector.capacity)
-
   def _read_plan(self, state: TrainState) -> None:
     start, count, carried = jax.device_get(
-      (state.plan.start, state.plan.plan.count, state.plan.carried.count)
+      (state.plan.start, state.plan.count, state.plan.carried.count)
     )
     self._set(int(start), int(count) + int(carried))
 
@@ -118,5 +124,5 @@ class Dispatcher:
     batches = rows // self._batch_size
     if self._refresh_steps:
       batches = min(batches, self._refresh_steps)
-    self._end = start + batches
+    self.plan_end = start + batches
     self._carried = rows - batches * self._batch_size

@@ -14,13 +14,13 @@ from jsel.training.state import TrainState
 class Overhead(NamedTuple):
   """Medians over the repetitions."""
 
-  select_seconds: float  # a step with a plan less a step without
-  step_seconds: float  # a step without
+  select_seconds: float  # of planning
+  step_seconds: float  # of a step on rows that are planned
   share: float  # select / (select + steps between plans * step)
 
 
 def measure(
-  plan_and_update: Callable[..., Any],
+  plan: Callable[..., Any],
   update: Callable[..., Any],
   state: TrainState,
   pool: Pool,
@@ -28,21 +28,29 @@ def measure(
   steps_between_plans: int,
   repetitions: int = 15,
 ) -> Overhead:
-  """Alternates the two specialisations of the step on a copy of ``state``.
+  """Alternates planning and a step on a copy of ``state``.
 
   Waiting for each makes this unfit for the loop itself; its time is not the
-  run's. A difference within the noise may come out negative and is given as it
-  is.
+  run's.
+
+  Args:
+    plan: of `jsel.training.plan.make_plan`.
+    update: ``(state, pool) -> (state, metrics)``, a step without a plan inside.
+    state: any state of the run; left as it is.
+    pool: the pool.
+    steps_between_plans: steps that a plan lasts.
+    repetitions: of both; one more goes before, which may compile.
   """
   state = jax.tree.map(lambda leaf: leaf.copy(), state)
   seconds = np.zeros((repetitions + 1, 2))
   for repetition in range(repetitions + 1):
-    for which, program in enumerate((plan_and_update, update)):
-      begin = time.perf_counter()
-      state, metrics = program(state, pool, None)
-      jax.block_until_ready((state, metrics))
-      seconds[repetition, which] = time.perf_counter() - begin
-  seconds = seconds[1:]  # the first may compile
-  select = float(np.median(seconds[:, 0] - seconds[:, 1]))
-  step = float(np.median(seconds[:, 1]))
+    begin = time.perf_counter()
+    planned = plan(state.key, state.step, state.selector, state.plan, pool)
+    jax.block_until_ready(planned)
+    state = state._replace(selector=planned[0], plan=planned[1])
+    middle = time.perf_counter()
+    state, metrics = update(state, pool)
+    jax.block_until_ready((state, metrics))
+    seconds[repetition] = middle - begin, time.perf_counter() - middle
+  select, step = (float(x) for x in np.median(seconds[1:], axis=0))
   return Overhead(select, step, select / (select + steps_between_plans * step))

@@ -1,23 +1,18 @@
 """Everything that a run carries from step to step, and how a mesh holds it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jsel.kernels import permutation
-from jsel.selectors import Batch, Columns, Plan, Pool
-from jsel.sharding import replicated, rows_sharding
-
-
-class ActivePlan(NamedTuple):
-  """The plan being trained on, behind what the one before it left over."""
-
-  plan: Plan
-  carried: Plan  # at most one batch less one row, trained first
-  start: jax.Array  # [] int32 step of the plan's first batch
+from jsel.selectors import Columns, Pool, Selector
+from jsel.sharding import Rules, parameter_sharding, replicated, row_axes, rows_sharding
+from jsel.training.plan import ActivePlan, empty_plan, needed_columns, plan_specs
 
 
 class Exposure(NamedTuple):
@@ -42,87 +37,89 @@ class TrainState(NamedTuple):
   exposure: Exposure
 
 
-def empty_plan(capacity: int) -> Plan:
-  """A plan with room for ``capacity`` rows and none in it."""
-  return Plan(jnp.zeros(capacity, jnp.int32), jnp.ones(capacity, jnp.float32), jnp.int32(0))
+class Keys(NamedTuple):
+  """Typed keys of a run, one for each purpose."""
+
+  model: jax.Array
+  selector: jax.Array
+  step: jax.Array
 
 
 def init_state(
-  key: jax.Array,
-  model: nnx.Module,
-  optimizer: Any,
-  selector_state: Columns,
+  keys: Keys,
+  make_model: Callable[[nnx.Rngs], nnx.Module],
+  optimizer: optax.GradientTransformation,
+  selector: Selector,
   pool: Pool,
   *,
-  capacity: int,
   batch_size: int,
   mesh: Mesh,
+  rules: Rules = (),
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """The state before the first step, laid out over ``mesh``, and the model's graph definition."""
-  graphdef, params, variables = nnx.split(model, nnx.Param, ...)
-  never = jnp.full(pool.valid.shape, -1, jnp.int32)
-  exposure = Exposure(never + 1, never, never, jnp.zeros(never.shape, jnp.float32))
-  plan = ActivePlan(empty_plan(capacity), empty_plan(batch_size), jnp.int32(0))
-  state = TrainState(
-    jnp.int32(0), key, params, variables, optimizer.init(params), selector_state, plan, exposure
-  )
-  # Copies: what is donated must not be shared between two leaves.
-  state = jax.tree.map(lambda leaf: leaf.copy(), state)
-  return graphdef, jax.device_put(state, state_sharding(state, mesh))
+  """The model's graph definition and the state before the first step.
 
+  One program, so that every array is born where it belongs: no device ever
+  holds all of the parameters or of the pool's columns. Given shapes
+  (`jax.ShapeDtypeStruct`) for ``keys`` and ``pool`` the state is of shapes too, with their
+  shardings: what a compilation ahead of time needs.
 
-def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
-  """The sharding of every leaf: rows split over the data axis, the rest on every device."""
-  everywhere, split = replicated(mesh), rows_sharding(mesh)
-  rows = TrainState(
-    *(jax.tree.map(lambda _: everywhere, field) for field in state[:5]),
-    selector=Columns(
-      dict.fromkeys(state.selector.rows, split),
-      dict.fromkeys(state.selector.shared, everywhere),
-    ),
-    plan=jax.tree.map(lambda _: everywhere, state.plan),
-    exposure=Exposure(split, split, split, split),
-  )
-  return rows
-
-
-def rows_left(active: ActivePlan, step: jax.Array, batch_size: int) -> jax.Array:
-  """Rows of the plan, carried ones included, that were not trained on before ``step``."""
-  used = (step - active.start) * batch_size
-  return jnp.maximum(active.carried.count + active.plan.count - used, 0)
-
-
-def take_rows(active: ActivePlan, key: jax.Array, position: jax.Array) -> Batch:
-  """The rows at ``position``: the carried ones, then the plan in the order of its own shuffle.
-
-  A pure function of the plan and the run's key: whoever has both can tell any
-  batch of the plan.
+  Args:
+    keys: typed keys.
+    make_model: builds the model from its `nnx.Rngs`.
+    optimizer: an Optax transformation.
+    selector: built with the mesh's row axes.
+    pool: the pool, or its shapes.
+    batch_size: rows in a step, over all devices.
+    mesh: the mesh.
+    rules: of `jsel.sharding.parameter_sharding`.
   """
-  plan, carried = active.plan, active.carried
-  shuffle = jax.random.fold_in(jax.random.fold_in(key, active.start), 0)
-  # Before the first plan there are no rows to permute.
-  size = jnp.maximum(plan.count, 1)
-  place = permutation.permute(shuffle, position - carried.count, size)
-  place = jnp.clip(place, 0, plan.index.shape[0] - 1)
-  from_carried = position < carried.count
-  carried_place = jnp.minimum(position, carried.index.shape[0] - 1)
-  pick = lambda old, new: jnp.where(from_carried, old[carried_place], new[place])
-  return Batch(
-    pick(carried.index, plan.index),
-    pick(carried.weight, plan.weight),
-    (position >= 0) & (position < carried.count + plan.count),
+  rows, same = P(row_axes(mesh)), P()
+  needed = needed_columns(selector, pool)
+  graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
+  init_selector = jax.shard_map(
+    lambda key, pool: selector.init(key, pool, None),
+    mesh=mesh,
+    in_specs=(same, rows),
+    out_specs=Columns(rows, same),  # pyrefly: ignore
   )
 
+  def build(keys: Keys, pool: Pool) -> TrainState:
+    _, params, variables = nnx.split(make_model(nnx.Rngs(keys.model)), nnx.Param, ...)
+    never = jnp.full(pool.valid.shape, -1, jnp.int32)
+    exposure = Exposure(never + 1, never, never, jnp.zeros(never.shape, jnp.float32))
+    return TrainState(
+      jnp.int32(0),
+      keys.step,
+      params,
+      variables,
+      optimizer.init(params),
+      init_selector(keys.selector, pool),
+      empty_plan(pool.valid.shape[0], weighted=selector.weighted, batch_size=batch_size),
+      exposure,
+    )
 
-def next_plan(
-  active: ActivePlan, plan: Plan, key: jax.Array, step: jax.Array, batch_size: int
-) -> ActivePlan:
-  """``plan`` from ``step`` on, behind the rows of the one before that do not fill a batch."""
-  used = (step - active.start) * batch_size
-  left = take_rows(active, key, used + jnp.arange(batch_size, dtype=jnp.int32))
-  carried = Plan(
-    jnp.where(left.valid, left.index, 0),
-    jnp.where(left.valid, left.weight, 1),
-    left.valid.sum(dtype=jnp.int32),
+  shapes = jax.eval_shape(build, keys, needed)
+  shardings = state_sharding(shapes, mesh, rules)
+  if not isinstance(pool.valid, jax.Array):
+    place = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+    return graphdef, jax.tree.map(place, shapes, shardings)
+  return graphdef, jax.jit(build, out_shardings=shardings)(keys, needed)
+
+
+def state_sharding(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:
+  """The sharding of every leaf: rows split over all devices, parameters by the rules."""
+  everywhere, split = replicated(mesh), rows_sharding(mesh)
+  to_sharding = lambda spec: NamedSharding(mesh, spec)
+  return TrainState(
+    everywhere,  # pyrefly: ignore
+    everywhere,  # pyrefly: ignore
+    parameter_sharding(state.params, mesh, rules),
+    jax.tree.map(lambda _: everywhere, state.variables),
+    parameter_sharding(state.opt_state, mesh, rules),
+    Columns(
+      dict.fromkeys(state.selector.rows, split),  # pyrefly: ignore
+      dict.fromkeys(state.selector.shared, everywhere),  # pyrefly: ignore
+    ),
+    jax.tree.map(to_sharding, plan_specs(state.plan, mesh), is_leaf=lambda x: isinstance(x, P)),
+    Exposure(split, split, split, split),  # pyrefly: ignore
   )
-  return ActivePlan(plan, carried, step)

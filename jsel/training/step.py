@@ -1,167 +1,208 @@
 """The fused step: plan when one is due, gather, forward, backward, update, and write back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jsel.kernels import gather, scatter
-from jsel.selectors import Batch, Columns, Pool, Selector
-from jsel.sharding import DATA_AXIS, replicated
-from jsel.training.state import (
-  ActivePlan,
-  Exposure,
-  TrainState,
-  next_plan,
+from jsel.selectors import Batch, Candidates, Columns, Pool, Selector
+from jsel.sharding import Rules, replicated, row_axes
+from jsel.training.gradients import Learner
+from jsel.training.plan import (
+  changes,
+  merge,
+  needed_columns,
+  plan_rows,
+  plan_specs,
   rows_left,
-  state_sharding,
   take_rows,
 )
+from jsel.training.state import Exposure, TrainState, state_sharding
 
-ROWS, SAME = P(DATA_AXIS), P()
-COLUMNS = Columns(ROWS, SAME)  # type: ignore
+
+class Given(NamedTuple):
+  """Rows that a feed brings, where the pool is not in device memory."""
+
+  inputs: jax.Array  # [b, ...], split over the devices
+  labels: jax.Array  # [b] int32, split likewise
+  ids: jax.Array  # [b] int32 global row ids, the same on every device
 
 
 def make_step(
-  graphdef: nnx.GraphDef,
-  loss_function: Callable[[Any, jax.Array], dict[str, jax.Array]],
-  preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-  optimizer: optax.GradientTransformation,
+  learner: Learner,
   selector: Selector,
   state: TrainState,
   *,
   mesh: Mesh,
   batch_size: int,
   refresh_steps: int,
-  plan: bool | None,
+  fused: bool,
   steps: int = 1,
-) -> Callable[[TrainState, Pool, dict[str, jax.Array] | None], tuple[TrainState, Any]]:
-  """Compiles ``step(state, pool, batch_or_none) -> (state, metrics)``; ``state`` is donated.
+  rules: Rules = (),
+) -> Callable[[TrainState, Pool, Given | None], tuple[TrainState, Any]]:
+  """Compiles ``step(state, pool, given) -> (state, metrics)``; ``state`` is donated.
 
   Args:
-    graphdef: the model.
-    loss_function: ``(outputs, labels) -> {"loss": [b], "correct": [b], ...}``.
-    preprocess: ``(key, inputs, ids) -> x``: scaling and augmentation.
-    optimizer: an Optax transformation.
-    selector: the selector, built with the mesh's axis name.
+    learner: the model, its loss, its optimizer.
+    selector: the selector, built with the mesh's row axes.
     state: any state of the run, for its structure.
     mesh: the mesh.
     batch_size: rows in a step, over all devices.
     refresh_steps: steps between plans; 0: when the plan is spent.
-    plan: None for the single program that plans by ``lax.cond`` when it is
-      due; True and False for the two that always and never plan, between which
-      the host chooses (work inside a cond is serial on CPU).
+    fused: plan inside, by ``lax.cond`` when it is due; else the caller plans
+      before, by `jsel.training.plan.make_plan` (work inside a cond is serial on
+      CPU, and a feed has to know the plan before the step).
     steps: steps in one dispatch, as a ``lax.scan``.
+    rules: of `jsel.sharding.parameter_sharding`.
 
   Returns:
-    The compiled step. With a batch given (``inputs`` and ``labels`` of the
-    planned rows, from a feed that does not hold the pool) nothing is gathered.
-    ``metrics`` are scalars, or ``[steps]`` if there are several.
+    The compiled step. With ``given`` (the planned rows, from a feed) nothing is
+    gathered. ``metrics`` are scalars, or ``[steps]`` if there are several.
   """
 
   def plan_if_due(state: TrainState, pool: Pool) -> TrainState:
-    if plan is False:
-      return state
-    select = lambda operand: plan_rows(selector, mesh, batch_size, *operand)
-    operand = (state, Pool({n: pool.rows[n] for n in selector.needs if n in pool.rows}, pool.valid))
-    if plan is True:
-      changed, active = select(operand)
-    else:
-      left = rows_left(state.plan, state.step, batch_size)
-      due = left < batch_size
-      if refresh_steps:
-        due |= state.step - state.plan.start >= refresh_steps
-      changed_shapes, _ = jax.eval_shape(select, operand)
-      keep = lambda operand: (
-        Columns(
-          {name: operand[0].selector.rows[name] for name in changed_shapes.rows},
-          {name: operand[0].selector.shared[name] for name in changed_shapes.shared},
-        ),
-        operand[0].plan,
-      )
-      changed, active = jax.lax.cond(due, select, keep, operand)
+    due = rows_left(state.plan, state.step, batch_size) < batch_size
+    if refresh_steps:
+      due |= state.step - state.plan.start >= refresh_steps
+    select = lambda key, step, columns, active, pool: plan_rows(
+      selector, mesh, batch_size, key, step, columns, active, pool
+    )
+    needed = needed_columns(selector, pool)
+    operands = (state.key, state.step, state.selector, state.plan, needed)
+    shapes, _ = jax.eval_shape(select, *operands)
+    keep = lambda key, step, columns, active, pool: (
+      Columns(
+        {name: columns.rows[name] for name in shapes.rows},
+        {name: columns.shared[name] for name in shapes.shared},
+      ),
+      active,
+    )
+    changed, active = jax.lax.cond(due, select, keep, *operands)
     return state._replace(selector=merge(state.selector, changed), plan=active)
 
-  def one_step(state: TrainState, pool: Pool, given: dict[str, jax.Array] | None):
-    state = plan_if_due(state, pool)
-    key = jax.random.fold_in(state.key, state.step)
-    first = (state.step - state.plan.start) * batch_size
-    batch = take_rows(state.plan, state.key, first + jnp.arange(batch_size, dtype=jnp.int32))
+  def one_step(state: TrainState, pool: Pool, given: Given | None):
+    if fused:
+      state = plan_if_due(state, pool)
+    batch = batch_of(state, mesh, batch_size)
     rows = gather_rows(pool, batch.index, mesh) if given is None else given
-    x = preprocess(jax.random.fold_in(key, 1), rows["inputs"], batch.index)
-    everywhere = lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    state, told, metrics = learner(state, rows.inputs, rows.labels, batch)
+    return written_back(selector, mesh, state, batch, told), metrics
 
-    def mean_loss(params):
-      model = nnx.merge(graphdef, params, state.variables, copy=True)
-      outputs = model(x, valid=batch.valid, train=True)
-      _, _, variables = nnx.split(model, nnx.Param, ...)
-      feedback = loss_function(outputs, rows["labels"])
-      weighted = jnp.where(batch.valid, batch.weight * feedback["loss"], 0)
-      return weighted.sum() / batch_size, (variables, feedback)
-
-    gradients, (variables, feedback) = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    told = everywhere({name: feedback[name] for name in {*selector.feedback, "loss"}})
-    selector_state = state.selector
-    if selector.feedback:
-      changed = tell(selector, mesh, state.selector, batch, told)
-      selector_state = merge(state.selector, changed)
-    metrics = {
-      "loss": told["loss"].mean(),
-      "accuracy": feedback["correct"].mean(),
-      "grad_norm": optax.tree.norm(gradients),
-    }
-    new = state._replace(
-      step=state.step + 1,
-      params=params,
-      variables=variables,
-      opt_state=opt_state,
-      selector=selector_state,
-      exposure=expose(state.exposure, batch, told["loss"], state.step, mesh),
-    )
-    return new, metrics
-
-  def many_steps(state: TrainState, pool: Pool, given: dict[str, jax.Array] | None):
+  def many_steps(state: TrainState, pool: Pool, given: Given | None):
     return jax.lax.scan(lambda state, _: one_step(state, pool, given), state, length=steps)
 
   return jax.jit(
     one_step if steps == 1 else many_steps,
     donate_argnums=0,
-    out_shardings=(state_sharding(state, mesh), replicated(mesh)),
+    out_shardings=(state_sharding(state, mesh, rules), replicated(mesh)),
   )
 
 
-def merge(state: Columns, changed: Columns) -> Columns:
-  """``state`` with the columns of ``changed`` in place of its own."""
-  return Columns({**state.rows, **changed.rows}, {**state.shared, **changed.shared})
+def make_candidate_step(
+  learner: Learner,
+  selector: Selector,
+  state: TrainState,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  rules: Rules = (),
+) -> Callable[[TrainState, Pool, Given], tuple[TrainState, Any]]:
+  """Compiles ``step(state, pool, candidates)`` for a feed of more rows than a batch.
+
+  The candidates are scored by the model as it is, in evaluation mode and only
+  if the selector asks for feedback; the selector picks; the picks are trained on.
+
+  Args: as of `make_step`.
+  """
+  pick_rows = selector.pick
+  if pick_rows is None:
+    raise ValueError("the selector does not pick among candidates")
+  axis_name = row_axes(mesh)
+  rows, same = P(axis_name), P()
+
+  def pick(key, columns, pool, candidates, step):
+    new, picks = pick_rows(key, columns, pool, candidates, batch_size, step)
+    return changes(columns, new), picks
+
+  def step(state: TrainState, pool: Pool, given: Given):
+    with jax.named_scope("jsel_select"):
+      outputs = {}
+      if selector.feedback:
+        said = learner.score(state, given.inputs, given.labels)
+        outputs = {name: said[name] for name in selector.feedback}
+        outputs = jax.lax.with_sharding_constraint(outputs, replicated(mesh))
+      key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
+      changed, picks = jax.shard_map(
+        pick,
+        mesh=mesh,
+        in_specs=(same, Columns(rows, same), rows, same, same),  # pyrefly: ignore
+        out_specs=(Columns(rows, same), same),  # pyrefly: ignore
+      )(
+        key,
+        state.selector,
+        needed_columns(selector, pool),
+        Candidates(given.ids, outputs),
+        state.step,
+      )
+    state = state._replace(selector=merge(state.selector, changed))
+    batch = Batch(given.ids[picks.position], picks.weight, jnp.ones(batch_size, bool))
+    taken = gather_rows(
+      Pool({"inputs": given.inputs, "labels": given.labels}, pool.valid), picks.position, mesh
+    )
+    state, told, metrics = learner(state, taken.inputs, taken.labels, batch)
+    return written_back(selector, mesh, state, batch, told), metrics
+
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(state_sharding(state, mesh, rules), replicated(mesh)),
+  )
 
 
-def changes(old: Columns, new: Columns) -> Columns:
-  """The columns that a selector replaced: what it passes on untouched need not leave a cond."""
-  differ = lambda old, new: {name: new[name] for name in new if new[name] is not old[name]}
-  return Columns(differ(old.rows, new.rows), differ(old.shared, new.shared))
+def batch_of(state: TrainState, mesh: Mesh, batch_size: int) -> Batch:
+  """The rows of the step that is due, the same on every device."""
+  axis_name = row_axes(mesh)
+  first = (state.step - state.plan.start) * batch_size
+  position = first + jnp.arange(batch_size, dtype=jnp.int32)
+  with jax.named_scope("jsel_select"):
+    return jax.shard_map(
+      lambda active, key, position: take_rows(active, key, position, axis_name),
+      mesh=mesh,
+      in_specs=(plan_specs(state.plan, mesh), P(), P()),  # pyrefly: ignore
+      out_specs=P(),
+    )(state.plan, state.key, position)
 
 
-def plan_rows(
-  selector: Selector, mesh: Mesh, batch_size: int, state: TrainState, pool: Pool
-) -> tuple[Columns, ActivePlan]:
-  """Asks the selector for its next plan: the columns that it changed, and the plan."""
+def gather_rows(pool: Pool, index: jax.Array, mesh: Mesh) -> Given:
+  """The inputs and labels of the rows ``index`` of what is split over the devices."""
+  axis_name = row_axes(mesh)
+  fetch = lambda inputs, labels, index: (
+    gather.gather(inputs, index, split=True, axis_name=axis_name),
+    gather.gather(labels, index, split=True, axis_name=axis_name),
+  )
+  rows = P(axis_name)
+  with jax.named_scope("jsel_gather"):
+    inputs, labels = jax.shard_map(fetch, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows)(
+      pool.rows["inputs"], pool.rows["labels"], index
+    )
+  return Given(inputs, labels, index)
 
-  def select(key, columns, pool, step):
-    new, plan, _ = selector.select(key, columns, pool, None, step)
-    return changes(columns, new), plan
 
-  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-  changed, plan = jax.shard_map(
-    select, mesh=mesh, in_specs=(SAME, COLUMNS, ROWS, SAME), out_specs=(COLUMNS, SAME)
-  )(key, state.selector, pool, state.step)
-  return changed, next_plan(state.plan, plan, state.key, state.step, batch_size)
+def written_back(
+  selector: Selector, mesh: Mesh, state: TrainState, batch: Batch, told: dict[str, jax.Array]
+) -> TrainState:
+  """``state`` after the step: the selector and the exposure know of the batch."""
+  told = jax.lax.with_sharding_constraint(told, replicated(mesh))
+  columns = state.selector
+  if selector.feedback:
+    with jax.named_scope("jsel_select"):
+      columns = merge(columns, tell(selector, mesh, columns, batch, told))
+  exposure = expose(state.exposure, batch, told["loss"], state.step, mesh)
+  return state._replace(step=state.step + 1, selector=columns, exposure=exposure)
 
 
 def tell(
@@ -172,33 +213,27 @@ def tell(
   feedback: dict[str, jax.Array],
 ) -> Columns:
   """Hands a batch's feedback to the selector: the columns that it changed."""
+  rows, same = P(row_axes(mesh)), P()
+  specs = Columns(rows, same)  # pyrefly: ignore
   wanted = {name: feedback[name] for name in selector.feedback}
   return jax.shard_map(
     lambda columns, batch, wanted: changes(columns, selector.update(columns, batch, wanted)),
     mesh=mesh,
-    in_specs=(COLUMNS, SAME, SAME),
-    out_specs=COLUMNS,
+    in_specs=(specs, same, same),
+    out_specs=specs,
   )(columns, batch, wanted)
-
-
-def gather_rows(pool: Pool, index: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:
-  """The inputs and labels of the rows ``index``, split over the data axis."""
-  fetch = lambda columns, index: {
-    name: gather.gather(column, index, split=True, axis_name=DATA_AXIS)
-    for name, column in columns.items()
-  }
-  columns = {name: pool.rows[name] for name in ("inputs", "labels")}
-  return jax.shard_map(fetch, mesh=mesh, in_specs=(ROWS, SAME), out_specs=ROWS)(columns, index)
 
 
 def expose(
   exposure: Exposure, batch: Batch, loss: jax.Array, step: jax.Array, mesh: Mesh
 ) -> Exposure:
   """Notes that ``batch`` was trained on at ``step``."""
+  axis_name = row_axes(mesh)
+  rows, same = P(axis_name), P()
 
   def note(exposure, batch, loss, step):
-    options = {"valid": batch.valid, "axis_name": DATA_AXIS}
-    seen = gather.gather(exposure.first_step, batch.index, axis_name=DATA_AXIS)
+    options = {"valid": batch.valid, "axis_name": axis_name}
+    seen = gather.gather(exposure.first_step, batch.index, axis_name=axis_name)
     first = jnp.where(seen < 0, step, seen)
     return Exposure(
       scatter.scatter_add(exposure.times_selected, batch.index, 1, **options),
@@ -207,6 +242,7 @@ def expose(
       scatter.scatter(exposure.last_loss, batch.index, loss, **options),
     )
 
-  return jax.shard_map(note, mesh=mesh, in_specs=(ROWS, SAME, SAME, SAME), out_specs=ROWS)(
-    exposure, batch, loss, step
-  )
+  with jax.named_scope("jsel_exposure"):
+    return jax.shard_map(note, mesh=mesh, in_specs=(rows, same, same, same), out_specs=rows)(
+      exposure, batch, loss, step
+    )

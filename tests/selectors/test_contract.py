@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jsel
 from jsel import selectors
-from jsel.selectors import Batch, Columns, Pool
+from jsel.selectors import Batch, Candidates, Columns, Plan, Pool
 
 SIZE, ROWS, BATCH, STEPS = 700, 210, 32, 60  # 700 rows leave 324 of padding
 SMALL_FIT = {"rank": 4, "latents": 16, "active": 3, "sae_steps": 20, "sae_batch_size": 64}
@@ -69,8 +69,17 @@ def feedback_of(batch, step):
   return {"loss": value, "probability": jnp.exp(-value)}
 
 
+def chosen(plan):
+  return np.flatnonzero(plan.mask).astype(np.int32)
+
+
+def batch_of(index, plan):
+  weight = jnp.ones(len(index)) if plan.weight is None else jnp.asarray(plan.weight)[index]
+  return Batch(index, weight.astype(jnp.float32), jnp.ones(len(index), bool))
+
+
 def run(variant, features, devices, plans=6, fit=None):
-  """Plans and trains ``plans`` times on a mesh; indices, weights, states and the fit."""
+  """Plans and trains ``plans`` times on a mesh; plans, states and the fit."""
   mesh = jsel.make_mesh(jax.devices()[:devices])
   selector = make(variant, "data")
   columns, rows, same = Columns(P("data"), P()), P("data"), P()
@@ -85,19 +94,18 @@ def run(variant, features, devices, plans=6, fit=None):
     fit = jax.tree.map(np.asarray, fit)
     state = over(selector.init, (same, rows, columns), columns)(key, pool, fit)
   select = over(
-    lambda k, s, p, t: selector.select(k, s, p, None, t),
+    selector.select,
     (same, columns, rows, same),
-    (columns, same, same),
+    (columns, Plan(rows, rows if selector.weighted else None), same),
   )
   update = over(selector.update, (columns, same, same), columns)
   plans_made = []
   for step in range(0, 10 * plans, 10):
     state, plan, _ = select(jax.random.fold_in(key, step), state, pool, jnp.int32(step))
     plans_made.append(jax.tree.map(np.asarray, plan))
-    count = int(plan.count)
-    for first in range(0, min(count, 4 * BATCH) // BATCH * BATCH, BATCH):
-      part = slice(first, first + BATCH)
-      batch = Batch(plan.index[part], plan.weight[part], jnp.ones(BATCH, bool))
+    index = chosen(plan)[: 4 * BATCH]
+    for first in range(0, len(index) // BATCH * BATCH, BATCH):
+      batch = batch_of(index[first : first + BATCH], plan)
       state = update(state, batch, feedback_of(batch, step))
   return plans_made, state, fit
 
@@ -115,22 +123,22 @@ def on_one_device(features):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_plan_has_distinct_rows_of_the_pool_and_no_padding(on_one_device, variant):
+def test_a_plan_has_rows_of_the_pool_and_no_padding(on_one_device, variant):
   selector = make(variant)
   plans, state, _ = on_one_device(variant)
   total = np.zeros(SIZE, int)
   for plan in plans:
-    count = int(plan.count)
-    assert selector.least <= count <= selector.capacity == len(plan.index)
-    chosen = plan.index[:count]
-    assert chosen.dtype == np.int32
-    assert plan.weight.dtype == np.float32
-    assert len(np.unique(chosen)) == count
-    assert chosen.min() >= 0
-    assert chosen.max() < SIZE
-    assert np.isfinite(plan.weight).all()
-    assert (plan.weight[:count] > 0).all()
-    total[chosen] += 1
+    assert plan.mask.dtype == bool
+    assert plan.mask.shape == (len(state.rows["planned"]),)
+    index = chosen(plan)
+    assert selector.least <= len(index) <= selector.most
+    assert index.max() < SIZE
+    assert selector.weighted == (plan.weight is not None)
+    if selector.weighted:
+      assert plan.weight.dtype == np.float32
+      assert np.isfinite(plan.weight).all()
+      assert (plan.weight[index] > 0).all()
+    total[index] += 1
   planned = np.asarray(state.rows["planned"])
   np.testing.assert_array_equal(planned[:SIZE], total)
   assert not planned[SIZE:].any()
@@ -165,8 +173,8 @@ def test_the_state_keeps_its_shape_and_nothing_retraces(features, variant):
   @jax.jit
   def one(key, state, step):
     traces.append(step)
-    state, plan, _ = selector.select(key, state, pool, None, step)
-    batch = Batch(plan.index[:BATCH], plan.weight[:BATCH], jnp.ones(BATCH, bool))
+    state, plan, _ = selector.select(key, state, pool, step)
+    batch = batch_of(jnp.flatnonzero(plan.mask, size=BATCH).astype(jnp.int32), plan)
     return selector.update(state, batch, feedback_of(batch, step))
 
   before = jax.tree.map(jax.typeof, state)
@@ -181,7 +189,7 @@ def test_jit_chooses_as_eager_does(features, variant):
   selector = make(variant)
   pool = jax.tree.map(jnp.asarray, make_pool(features))
   state = selector.init(jax.random.key(0), pool, None)
-  arguments = (jax.random.key(1), state, pool, None, jnp.int32(0))
+  arguments = (jax.random.key(1), state, pool, jnp.int32(0))
   eager, compiled = selector.select(*arguments), jax.jit(selector.select)(*arguments)
   jax.tree.map(np.testing.assert_array_equal, eager[1], compiled[1])
 
@@ -195,15 +203,15 @@ def test_without_a_fit_the_pool_is_still_visited_evenly(features, variant):
   state = selector.init(jax.random.key(0), pool, None)
   select = jax.jit(selector.select)
   for step in range(12):
-    state, plan, _ = select(jax.random.key(step), state, pool, None, jnp.int32(step))
+    state, plan, _ = select(jax.random.key(step), state, pool, jnp.int32(step))
     if selector.feedback:
-      batch = Batch(plan.index, plan.weight, jnp.arange(len(plan.index)) < plan.count)
-      feedback = {"loss": jnp.ones(len(plan.index)), "probability": jnp.ones(len(plan.index))}
+      batch = batch_of(jnp.asarray(chosen(plan)), plan)
+      feedback = {"loss": jnp.ones(len(batch.index)), "probability": jnp.ones(len(batch.index))}
       state = selector.update(state, batch, feedback)
   planned = np.asarray(state.rows["planned"])[:SIZE]
   # 12 plans of 30 %: 3.6 visits each; `loss` has only its draws to even ties out.
   assert planned.min() >= (0 if variant == "loss" else 1)
-  assert planned.mean() == pytest.approx(12 * selector.capacity / SIZE, rel=1e-6)
+  assert planned.mean() == pytest.approx(12 * selector.most / SIZE, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -218,10 +226,9 @@ def test_nan_feedback_never_wins_and_never_spreads(features, variant):
   losses = jnp.where(index < 5, jnp.nan, 1 + index.astype(jnp.float32) / SIZE)
   batch = Batch(index, jnp.ones(SIZE), jnp.ones(SIZE, bool))
   state = selector.update(state, batch, {"loss": losses, "probability": jnp.exp(-losses)})
-  state, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(1))
-  chosen = np.asarray(plan.index)[: int(plan.count)]
-  assert selector.least <= len(np.unique(chosen)) == int(plan.count)
-  assert np.isfinite(np.asarray(plan.weight)).all()
+  state, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(1))
+  assert selector.least <= len(chosen(plan)) <= selector.most
+  assert plan.weight is None or np.isfinite(np.asarray(plan.weight)).all()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -229,8 +236,90 @@ def test_all_rows_can_be_planned(features, variant):
   selector = make(variant, rows=SIZE)
   pool = jax.tree.map(jnp.asarray, make_pool(features))
   state = selector.init(jax.random.key(0), pool, None)
-  _, plan, _ = jax.jit(selector.select)(jax.random.key(1), state, pool, None, jnp.int32(0))
-  np.testing.assert_array_equal(np.sort(plan.index), np.arange(SIZE))
+  _, plan, _ = jax.jit(selector.select)(jax.random.key(1), state, pool, jnp.int32(0))
+  np.testing.assert_array_equal(chosen(plan), np.arange(SIZE))
+
+
+CANDIDATES, PICKED = 80, 24
+PICKING = [variant for variant in VARIANTS if "candidates" in make(variant).scope]
+
+
+def test_what_a_selector_declares_is_what_it_has():
+  for variant in VARIANTS:
+    selector = make(variant)
+    assert set(selector.scope) <= {"pool", "candidates"}
+    assert ("candidates" in selector.scope) == (selector.pick is not None)
+
+
+def pick_often(variant, features, devices, fit, rounds=18):
+  """Picks of candidates that pass over the pool twice, on a mesh, and the state after them."""
+  mesh = jsel.make_mesh(jax.devices()[:devices])
+  selector = make(variant, "data", rows=SIZE * PICKED // CANDIDATES)
+  columns, rows, same = Columns(P("data"), P()), P("data"), P()
+  over = lambda f, i, o: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=i, out_specs=o))
+  pool = jax.device_put(make_pool(features), jax.NamedSharding(mesh, rows))
+  key = jax.random.key(7)
+  if fit is None:
+    state = over(lambda k, p: selector.init(k, p, None), (same, rows), columns)(key, pool)
+  else:
+    state = over(selector.init, (same, rows, columns), columns)(key, pool, fit)
+  pick = over(
+    lambda k, s, p, c, t: selector.pick(k, s, p, c, PICKED, t),
+    (same, columns, rows, same, same),
+    (columns, same),
+  )
+  update = over(selector.update, (columns, same, same), columns)
+  order = np.concatenate([np.random.default_rng(e).permutation(SIZE) for e in range(3)])
+  made = []
+  for step in range(rounds):
+    ids = jnp.asarray(order[step * CANDIDATES : (step + 1) * CANDIDATES], jnp.int32)
+    given = feedback_of(Batch(ids, None, None), step)
+    outputs = {name: given[name] for name in selector.feedback}
+    candidates = Candidates(ids, outputs)
+    state, picks = pick(jax.random.fold_in(key, step), state, pool, candidates, jnp.int32(step))
+    picks = jax.tree.map(np.asarray, picks)
+    batch = Batch(ids[picks.position], picks.weight, jnp.ones(PICKED, bool))
+    state = update(state, batch, feedback_of(batch, step))
+    made.append((picks, np.asarray(batch.index)))
+  return made, state
+
+
+@pytest.mark.parametrize("variant", PICKING)
+def test_picks_are_distinct_candidates_and_the_same_on_any_device_count(
+  on_one_device, features, variant
+):
+  _, _, fit = on_one_device(variant)
+  made, state = pick_often(variant, features, 1, fit)
+  total = np.zeros(len(features), int)
+  for picks, index in made:
+    assert picks.position.shape == picks.weight.shape == (PICKED,)
+    assert len(np.unique(picks.position)) == PICKED
+    assert picks.position.min() >= 0
+    assert picks.position.max() < CANDIDATES
+    assert (picks.weight > 0).all()
+    np.add.at(total, index, 1)
+  np.testing.assert_array_equal(state.rows["planned"], total)
+  others, other_state = pick_often(variant, features, 8, fit)
+  for (picks, _), (other, _) in zip(made, others, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, picks, other)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), state.rows, other_state.rows)
+
+
+@pytest.mark.parametrize("variant", PICKING)
+def test_candidates_without_a_finite_loss_are_not_preferred(features, variant):
+  selector = make(variant, rows=SIZE * PICKED // CANDIDATES)
+  pool = jax.tree.map(jnp.asarray, make_pool(features))
+  state = selector.init(jax.random.key(0), pool, None)
+  ids = jnp.arange(CANDIDATES, dtype=jnp.int32)
+  losses = jnp.where(ids % 2 == 0, jnp.nan, ids.astype(jnp.float32))
+  outputs = dict.fromkeys(selector.feedback, losses)
+  _, picks = selector.pick(
+    jax.random.key(1), state, pool, Candidates(ids, outputs), PICKED, jnp.int32(0)
+  )
+  assert len(np.unique(picks.position)) == PICKED
+  if variant == "loss":
+    finite = np.asarray(picks.position) % 2 == 1
+    assert finite.sum() >= PICKED - round(0.1 * PICKED)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -33,6 +33,10 @@ def make(name, rows=270, total_steps=200, size=SIZE, **constants):
   )
 
 
+def rows_of(plan):
+  return np.flatnonzero(plan.mask)
+
+
 def factor_fit(rng, exponents, latents=256, active=8):
   """Zipf factors, as a fit of rep_div would have them; some rows have none."""
   padded = jsel.padded_size(SIZE)
@@ -60,7 +64,7 @@ def rounds(selector, first, pool, count, every=1):
   select = jax.jit(selector.select)
   for step in range(count):
     key = jax.random.fold_in(jax.random.key(5), step)
-    state, plan, info = select(key, state, pool, None, jnp.int32(step * every))
+    state, plan, info = select(key, state, pool, jnp.int32(step * every))
     yield state, plan, info
 
 
@@ -112,14 +116,15 @@ def test_usage_stays_within_two_of_the_entitlement_over_200_plans(rng, loss_awar
   for step in range(200):
     key = jax.random.fold_in(jax.random.key(5), step)
     before = np.asarray(state.rows["debt"])[:SIZE] / ONE
-    state, plan, _ = select(key, state, pool, None, jnp.int32(step))
+    state, plan, _ = select(key, state, pool, jnp.int32(step))
     planned = np.asarray(state.rows["planned"])[:SIZE]
-    chosen = np.isin(np.arange(SIZE), plan.index)
+    chosen = np.asarray(plan.mask)[:SIZE]
     entitled += np.asarray(state.rows["debt"])[:SIZE] / ONE - before + chosen
     assert np.abs(planned - entitled).max() < 2
     if loss_aware:
-      batch = Batch(plan.index, plan.weight, jnp.ones(270, bool))
-      state = update(state, batch, {"probability": (plan.index % 7).astype(jnp.float32) / 7})
+      index = jnp.asarray(rows_of(plan), jnp.int32)
+      batch = Batch(index, jnp.ones(270), jnp.ones(270, bool))
+      state = update(state, batch, {"probability": (index % 7).astype(jnp.float32) / 7})
   assert planned.max() - planned.min() > 4  # the tilt was real, so that the bound was tried
 
 
@@ -169,7 +174,7 @@ def test_entitlements_that_were_kept_are_those_of_a_new_fit(rng):
   for step, (state, _, _) in enumerate(rounds(selector, first, pool_of(), 60, every=40)):
     levels.add(int(state.shared["level"]))
     anew = with_fit(state, Columns({}, {"level": jnp.int32(-1)}))
-    again, _, _ = select(jax.random.key(0), anew, pool_of(), None, jnp.int32(40 * step))
+    again, _, _ = select(jax.random.key(0), anew, pool_of(), jnp.int32(40 * step))
     np.testing.assert_array_equal(again.rows["entitlement"], state.rows["entitlement"])
   assert 10 < len(levels) < 60  # some plans kept them, some did not
 
@@ -183,8 +188,9 @@ def test_importance_weights_restore_the_mean_over_the_data(rng):
   value = tilt_oracle(fit, 0.2)  # what the tilt favours, so that without weights it is biased
   weighted = plain = 0.0
   for _, plan, _ in rounds(selector, state, pool_of(), 200):
-    weighted += float((np.asarray(plan.weight) * value[plan.index]).mean()) / 200
-    plain += float(value[plan.index].mean()) / 200
+    index = rows_of(plan)
+    weighted += float((np.asarray(plan.weight)[index] * value[index]).mean()) / 200
+    plain += float(value[index].mean()) / 200
   # Deviations even out by the rotation: a third of a per cent after 200 plans.
   assert weighted == pytest.approx(value.mean(), rel=3e-3)
   assert plain > 1.02 * value.mean()
@@ -239,7 +245,7 @@ def test_rs2_visits_every_row_once_a_pass(size):
   for state, plan, _ in rounds(selector, first, pool, 3 * size):
     planned = np.asarray(state.rows["planned"])[:size]
     assert planned.max() - planned.min() <= 1
-    assert int(plan.count) == rows
+    assert len(rows_of(plan)) == rows
   assert planned.sum() == 3 * size * rows
 
 
@@ -247,7 +253,7 @@ def test_rs2_draws_a_new_order_each_pass():
   selector = make("rs2", size=100, rows=50)
   pool = pool_of(100)
   plans = [
-    set(np.asarray(plan.index).tolist())
+    set(rows_of(plan).tolist())
     for _, plan, _ in rounds(selector, selector.init(jax.random.key(0), pool, None), pool, 4)
   ]
   assert plans[0] | plans[1] == plans[2] | plans[3] == set(range(100))
@@ -272,11 +278,9 @@ def test_infobatch_weights_make_up_exactly_for_what_it_skips(rng, size, prune):
   small = int((losses < losses.mean()).sum())
   visits = np.zeros(size)
   for repeat in range(300):
-    _, plan, info = jax.jit(selector.select)(
-      jax.random.key(repeat), state, pool, None, jnp.int32(0)
-    )
-    count = int(plan.count)
-    index, weight = np.asarray(plan.index)[:count], np.asarray(plan.weight)[:count]
+    _, plan, info = jax.jit(selector.select)(jax.random.key(repeat), state, pool, jnp.int32(0))
+    index = rows_of(plan)
+    count, weight = len(index), np.asarray(plan.weight)[index]
     assert weight.sum() == pytest.approx(size, rel=1e-5)
     assert (
       count
@@ -295,13 +299,13 @@ def test_infobatch_never_skips_what_it_has_not_seen_nor_anything_at_the_end():
   selector = make("infobatch", total_steps=100, anneal=0.2)
   pool = pool_of()
   state = selector.init(jax.random.key(0), pool, None)
-  _, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(0))
-  assert int(plan.count) == SIZE
+  _, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(0))
+  assert len(rows_of(plan)) == SIZE
   state = told(selector, state, np.concatenate([np.zeros(100), np.ones(100)]))
-  _, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(79))
-  assert int(plan.count) == SIZE - 50  # half of the 100 small ones that were seen
-  _, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(80))
-  assert int(plan.count) == SIZE
+  _, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(79))
+  assert len(rows_of(plan)) == SIZE - 50  # half of the 100 small ones that were seen
+  _, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(80))
+  assert len(rows_of(plan)) == SIZE
 
 
 def test_loss_takes_the_hardest_and_some_others():
@@ -309,13 +313,13 @@ def test_loss_takes_the_hardest_and_some_others():
   pool = pool_of()
   losses = np.arange(SIZE, dtype=np.float32)
   state = told(selector, selector.init(jax.random.key(0), pool, None), losses)
-  _, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(0))
-  chosen = set(np.asarray(plan.index).tolist())
+  _, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(0))
+  chosen = set(rows_of(plan).tolist())
   assert set(range(SIZE - 80, SIZE)) <= chosen
   others = chosen - set(range(SIZE - 80, SIZE))
   assert len(others) == 20
-  _, again, _ = selector.select(jax.random.key(2), state, pool, None, jnp.int32(0))
-  assert set(np.asarray(again.index).tolist()) != chosen
+  _, again, _ = selector.select(jax.random.key(2), state, pool, jnp.int32(0))
+  assert set(rows_of(again).tolist()) != chosen
 
 
 def test_loss_smooths_and_begins_with_the_unseen():
@@ -323,7 +327,7 @@ def test_loss_smooths_and_begins_with_the_unseen():
   pool = pool_of()
   state = selector.init(jax.random.key(0), pool, None)
   state = told(selector, state, np.full(SIZE - 100, 4.0))
-  _, plan, _ = selector.select(jax.random.key(1), state, pool, None, jnp.int32(0))
-  assert set(np.asarray(plan.index).tolist()) == set(range(SIZE - 100, SIZE))
+  _, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(0))
+  assert set(rows_of(plan).tolist()) == set(range(SIZE - 100, SIZE))
   state = told(selector, state, np.full(10, 8.0))
   np.testing.assert_allclose(state.rows["loss"][:11], [5.0] * 10 + [4.0])

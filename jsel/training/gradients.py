@@ -1,0 +1,90 @@
+"""Learning from a batch: forward, backward, and the optimizer's update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jsel.selectors import Batch
+from jsel.sharding import row_axes
+from jsel.training.state import TrainState
+
+
+class Learner(NamedTuple):
+  """The model, its loss and its optimizer: everything of a step that is not selection."""
+
+  graphdef: nnx.GraphDef
+  loss_function: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (outputs, labels) -> rows
+  preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (key, inputs, ids) -> x
+  normalize: Callable[[jax.Array], jax.Array]  # inputs -> x, without augmentation
+  optimizer: optax.GradientTransformation
+  mesh: Mesh
+  feedback: tuple[str, ...] = ()  # outputs of the loss function that are wanted beside the loss
+  accumulate: int = 1  # parts that a batch is learnt from one after the other
+
+  def __call__(
+    self, state: TrainState, inputs: jax.Array, labels: jax.Array, batch: Batch
+  ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
+    """The state after the update, the rows' outputs ``[b]``, and the step's metrics.
+
+    With ``accumulate`` = A the batch is cut into A parts, row i into part i mod A, so that every
+    device has its share of each; the gradient is that of the whole batch, the memory of
+    activations that of a part. Batch statistics are then those of the parts, in turn.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+    batch_size = batch.index.shape[0]
+    names = {*self.feedback, "loss", "correct"}
+
+    def mean_loss(params, variables, inputs, labels, batch):
+      x = self.preprocess(key, inputs, batch.index)
+      model = nnx.merge(self.graphdef, params, variables, copy=True)
+      outputs = model(x, valid=batch.valid, train=True)
+      _, _, variables = nnx.split(model, nnx.Param, ...)
+      said = self.loss_function(outputs, labels)
+      weighted = jnp.where(batch.valid, batch.weight * said["loss"], 0)
+      return weighted.sum() / batch_size, (variables, {name: said[name] for name in names})
+
+    gradient = jax.grad(mean_loss, has_aux=True)
+    if self.accumulate == 1:
+      gradients, (variables, said) = gradient(state.params, state.variables, inputs, labels, batch)
+    else:
+      cut = lambda x: self._parts(x, batch_size)
+      add = lambda a, b: jax.tree.map(jnp.add, a, b)
+
+      def one_part(carry, part):
+        total, variables = carry
+        gradients, (variables, said) = gradient(state.params, variables, *part)
+        return (add(total, gradients), variables), said
+
+      zeros = jax.tree.map(jnp.zeros_like, state.params)
+      parts = jax.tree.map(cut, (inputs, labels, batch))
+      (gradients, variables), said = jax.lax.scan(one_part, (zeros, state.variables), parts)
+      said = {name: x.swapaxes(0, 1).reshape(batch_size) for name, x in said.items()}
+    updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      "loss": said["loss"].mean(),
+      "accuracy": said["correct"].mean(),
+      "grad_norm": optax.tree.norm(gradients),
+    }
+    del said["correct"]
+    return (
+      state._replace(params=params, variables=variables, opt_state=opt_state),
+      said,
+      metrics,
+    )
+
+  def score(self, state: TrainState, inputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """The rows' outputs by the model as it is, in evaluation mode; nothing is learnt."""
+    model = nnx.merge(self.graphdef, state.params, state.variables, copy=True)
+    outputs = model(self.normalize(inputs), valid=jnp.ones(len(labels), bool), train=False)
+    return self.loss_function(outputs, labels)
+
+  def _parts(self, x: jax.Array, batch_size: int) -> jax.Array:
+    parts = x.reshape(batch_size // self.accumulate, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
+    spec = jax.P(None, row_axes(self.mesh))
+    return jax.lax.with_sharding_constraint(parts, jax.NamedSharding(self.mesh, spec))
