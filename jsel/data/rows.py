@@ -1,0 +1,205 @@
+"""Random access to the examples of one split, whether they are in memory or not."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jsel.data.arrays import Split
+
+# Rows read together by whoever reads them all.
+READ_ROWS = 1024
+
+
+class Rows(Protocol):
+  """Examples that are read by their ids.
+
+  An implementation imports no JAX, has a short ``repr``, can be read from several threads at once,
+  and can be pickled without its open files: Grain's worker processes receive it that way.
+  """
+
+  size: int  # number of examples
+  input_shape: tuple[int, ...]  # of one example: [d] features or [h, w, c] images
+  input_dtype: np.dtype  # uint8 images, or float32
+
+  def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples ``ids``, in their order.
+
+    Args:
+      ids: ``[b]`` of any integer dtype, in [0, size), in any order, repeats allowed.
+
+    Returns:
+      ``{"inputs": [b, *input_shape] of input_dtype, "labels": int32[b]}``, arrays of the caller's
+      own.
+
+    Raises:
+      ValueError: for an id out of range, and for a row that is broken, whose label is no class or
+        whose values are not finite, with the row's id.
+    """
+    ...
+
+
+class RowsDataset(NamedTuple):
+  """A data set that is read row by row; `jsel.data.arrays.Dataset` with Rows for its splits."""
+
+  train: Rows
+  validation: Rows | None  # None where the config asks for none
+  test: Rows
+  classes: int
+  name: str  # "digits", "imagenet", ...
+  source: str  # where the rows come from, for people
+  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
+  sha256: str  # of the data; what goes into it, each source says
+
+
+class ArrayRows:
+  """Rows of arrays that are in memory, or of memory maps.
+
+  Pickling copies the arrays: `jsel.data.npy.NpyRows` hands the path of a file on instead.
+
+  Args:
+    inputs: ``[n, d]`` float32 or ``[n, h, w, c]`` uint8 or float32.
+    labels: ``[n]`` of any integer dtype.
+    what: what messages call these rows.
+    classes: labels must be below it; 0 leaves them unbounded.
+
+  >>> rows = ArrayRows(np.arange(6, dtype=np.float32).reshape(3, 2), np.array([0, 1, 0]))
+  >>> rows.take(np.array([2, 0]))["inputs"].tolist()
+  [[4.0, 5.0], [0.0, 1.0]]
+  """
+
+  def __init__(
+    self, inputs: np.ndarray, labels: np.ndarray, *, what: str = "rows", classes: int = 0
+  ):
+    if len(inputs) != len(labels):
+      raise ValueError(f"{what}: {len(inputs)} inputs but {len(labels)} labels: give one for each")
+    self.size = len(inputs)
+    self.input_shape = tuple(inputs.shape[1:])
+    self.input_dtype = inputs.dtype
+    self._inputs, self._labels = inputs, labels
+    self._what, self._classes = what, classes
+
+  def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples ``ids`` (`Rows.take`)."""
+    ids = checked_ids(ids, self.size, what=self._what)
+    return checked_rows(
+      # np.take gives a plain array of the caller's own, also of a memory map.
+      np.take(self._inputs, ids, axis=0),
+      np.take(self._labels, ids),
+      ids,
+      what=self._what,
+      classes=self._classes,
+    )
+
+  def labels(self) -> np.ndarray:
+    """All labels, ``[n]`` int32."""
+    return np.asarray(self._labels).astype(np.int32)
+
+  def __repr__(self) -> str:
+    return f"ArrayRows({self._what}, {describe(self)})"
+
+
+class SubsetRows:
+  """The rows ``ids`` of other rows, numbered from 0.
+
+  Messages about a broken row give its number in the rows that it comes from.
+
+  >>> rows = ArrayRows(np.arange(4, dtype=np.float32)[:, None], np.array([0, 1, 0, 1]))
+  >>> SubsetRows(rows, np.array([1, 3])).take(np.array([1]))["inputs"].tolist()
+  [[3.0]]
+  """
+
+  def __init__(self, rows: Rows, ids: np.ndarray):
+    ids = checked_ids(ids, rows.size, what=repr(rows))
+    self.size = len(ids)
+    self.input_shape, self.input_dtype = rows.input_shape, rows.input_dtype
+    self._rows = rows
+    self._ids = ids.astype(np.int32 if rows.size < 2**31 else np.int64)
+
+  def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples ``ids`` (`Rows.take`)."""
+    return self._rows.take(self._ids[checked_ids(ids, self.size, what=repr(self))])
+
+  def labels(self) -> np.ndarray:
+    """All labels, ``[n]`` int32."""
+    return read_labels(self._rows)[self._ids]
+
+  def __repr__(self) -> str:
+    return f"SubsetRows({self._rows!r}, {self.size:,} of them)"
+
+
+def read_labels(rows: Rows) -> np.ndarray:
+  """The labels of all rows, ``[n]`` int32, without the inputs where the source can do that.
+
+  >>> read_labels(ArrayRows(np.zeros((2, 3), np.float32), np.array([1, 0]))).tolist()
+  [1, 0]
+  """
+  if hasattr(rows, "labels"):
+    return rows.labels()
+  blocks = range(0, rows.size, READ_ROWS)
+  take = lambda start: rows.take(np.arange(start, min(start + READ_ROWS, rows.size)))
+  return np.concatenate([take(start)["labels"] for start in blocks])
+
+
+def read_all(rows: Rows) -> Split:
+  """All rows as arrays in memory.
+
+  >>> read_all(ArrayRows(np.zeros((2, 3), np.float32), np.array([1, 0]))).labels.tolist()
+  [1, 0]
+  """
+  inputs = np.empty((rows.size, *rows.input_shape), rows.input_dtype)
+  labels = np.empty(rows.size, np.int32)
+  for start in range(0, rows.size, READ_ROWS):
+    stop = min(start + READ_ROWS, rows.size)
+    batch = rows.take(np.arange(start, stop))
+    inputs[start:stop], labels[start:stop] = batch["inputs"], batch["labels"]
+  return Split(inputs, labels)
+
+
+def describe(rows: Rows) -> str:
+  """Number, shape and dtype, for a ``repr``."""
+  return f"{rows.size:,} x {list(rows.input_shape)} {np.dtype(rows.input_dtype).name}"
+
+
+def checked_ids(ids: np.ndarray, size: int, *, what: str) -> np.ndarray:
+  """``ids`` as an array of integers in [0, size), or an error that names the first that is not."""
+  ids = np.asarray(ids)
+  if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+    raise ValueError(f"{what}: ids have shape {ids.shape} and dtype {ids.dtype}, expected int[b]")
+  if ids.size and (ids.min() < 0 or ids.max() >= size):
+    bad = ids[(ids < 0) | (ids >= size)][0]
+    raise ValueError(f"{what}: there is no row {bad}: ids are from 0 to {size - 1}")
+  return ids
+
+
+def checked_rows(
+  inputs: np.ndarray, labels: np.ndarray, ids: np.ndarray, *, what: str, classes: int
+) -> dict[str, np.ndarray]:
+  """A batch as `Rows.take` returns it, or an error that names the first row which is broken.
+
+  Args:
+    inputs: ``[b, ...]`` uint8 or float32.
+    labels: ``[b]`` of any integer dtype.
+    ids: ``[b]`` what messages call the rows.
+    what: what messages call the source.
+    classes: labels must be in [0, classes); 0 leaves them unbounded above.
+  """
+  bound = classes or np.iinfo(np.int32).max
+  if labels.size and (labels.min() < 0 or labels.max() >= bound):
+    row = int(np.flatnonzero((labels < 0) | (labels >= bound))[0])
+    raise ValueError(
+      f"{what}: label {labels[row]} of row {ids[row]} is not in [0, {bound}): correct the label"
+      " or --config.data.classes"
+    )
+  if inputs.dtype == np.float32:
+    pixels = inputs.ndim == 4
+    good = (inputs >= 0) & (inputs <= 1) if pixels else np.isfinite(inputs)
+    if not good.all():
+      row, *place = (int(i) for i in np.argwhere(~good)[0])
+      where = f"pixel {tuple(place)}" if pixels else f"column {place[0]}"
+      remedy = (
+        "float images must be in [0, 1], divide them or save them as uint8"
+        if pixels
+        else "features must be finite, drop or repair the row"
+      )
+      raise ValueError(f"{what}: {where} of row {ids[row]} is {inputs[(row, *place)]}: {remedy}")
+  return {"inputs": inputs, "labels": labels.astype(np.int32)}
