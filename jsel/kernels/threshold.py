@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel.kernels import bits
 from jsel.kernels.rows import AxisName, axis_size
 
 LOWEST = np.int32(np.iinfo(np.int32).min)  # the key of rows that never win
@@ -138,7 +139,7 @@ def mask_of_highest(
   # of them, through counts of blocks, so that no prefix sum has length n.
   blocks = jnp.pad(tied, (0, -tied.shape[0] % _TIE_BLOCK)).reshape(-1, _TIE_BLOCK)
   ends = jnp.cumsum(blocks.sum(1, dtype=jnp.int32))
-  left = jnp.clip(left - _count_before(ends[-1], axis_name), 0, ends[-1])
+  left = jnp.clip(left - count_before(ends[-1], axis_name), 0, ends[-1])
   block = jnp.minimum((ends < left).sum(dtype=jnp.int32), ends.shape[0] - 1)
   last_block = blocks[block]
   before = ends[block] - last_block.sum(dtype=jnp.int32)
@@ -198,10 +199,8 @@ def compact(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
   """Global ids of the first ``size`` rows of ``mask``, their keys (0 past the count), the count."""
   rows = mask.shape[0]
-  place = jnp.arange(32, dtype=jnp.uint32)[None, :]
-  bits = jnp.pad(mask, (0, -rows % 32)).reshape(-1, 32).astype(jnp.uint32)
-  words = (bits << place).sum(1, dtype=jnp.uint32)
-  lengths = lax.population_count(words).astype(jnp.int32)
+  words = bits.pack(jnp.pad(mask, (0, -rows % bits.WORD)))
+  lengths = bits.count(words)
   ends = jnp.cumsum(lengths)
   count = ends[-1]
 
@@ -210,14 +209,14 @@ def compact(
   # The word of a slot: how many words end at or before it.
   word = jnp.cumsum(jnp.zeros(slots, jnp.int32).at[ends].add(1, mode="drop"))
   word = jnp.minimum(word, words.shape[0] - 1)
-  ids = word * 32 + _nth_bit(words[word], slot - (ends[word] - lengths[word]))
+  ids = word * bits.WORD + bits.nth_set(words[word], slot - (ends[word] - lengths[word]))
   filled = slot < count
   columns = [jnp.where(filled, ids, 0)]
   if keys is not None:
     columns.append(jnp.where(filled, keys[columns[0]], 0))
   if axis_name is not None:
     columns[0] = jnp.where(filled, ids + lax.axis_index(axis_name) * rows, 0)
-    start = jnp.minimum(_count_before(count, axis_name), size)
+    start = jnp.minimum(count_before(count, axis_name), size)
     columns = [
       _sum_over(
         lax.dynamic_update_slice(jnp.zeros(size + slots, jnp.int32), column, (start,))[:size],
@@ -228,23 +227,11 @@ def compact(
   return columns[0], columns[1] if keys is not None else None, _sum_over(count, axis_name)
 
 
-def _nth_bit(words: jax.Array, n: jax.Array) -> jax.Array:
-  """The place of the n-th set bit (from 0, lowest first) of each word."""
-  place = jnp.zeros_like(n)
-  for width in (16, 8, 4, 2, 1):
-    low = lax.population_count(words & ((1 << width) - 1)).astype(jnp.int32)
-    beyond = n >= low
-    n = jnp.where(beyond, n - low, n)
-    words = jnp.where(beyond, words >> width, words)
-    place = jnp.where(beyond, place + width, place)
-  return place
-
-
 def _sum_over(x: jax.Array, axis_name: AxisName) -> jax.Array:
   return x if axis_name is None else lax.psum(x, axis_name)
 
 
-def _count_before(count: jax.Array, axis_name: AxisName) -> jax.Array:
+def count_before(count: jax.Array, axis_name: AxisName) -> jax.Array:
   """The sum of ``count`` over the devices before this one."""
   if axis_name is None:
     return jnp.zeros_like(count)

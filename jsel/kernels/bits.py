@@ -1,0 +1,43 @@
+"""Rows of bits in words of 32."""
+
+import jax
+import jax.numpy as jnp
+
+WORD = 32
+
+
+def pack(mask: jax.Array) -> jax.Array:
+  """``bool[..., 32 m]`` as ``uint32[..., m]``, the lowest bit first.
+
+  >>> pack(jnp.arange(64) < 33).tolist()
+  [4294967295, 1]
+  """
+  place = jnp.arange(WORD, dtype=jnp.uint32)
+  place = place.reshape(*(1,) * mask.ndim, WORD)
+  bits = mask.reshape(*mask.shape[:-1], -1, WORD).astype(jnp.uint32)
+  return (bits << place).sum(-1, dtype=jnp.uint32)
+
+
+def count(words: jax.Array) -> jax.Array:
+  """How many bits of each word are set, as int32.
+
+  >>> count(jnp.array([0, 7], jnp.uint32)).tolist()
+  [0, 3]
+  """
+  return jax.lax.population_count(words).astype(jnp.int32)
+
+
+def nth_set(words: jax.Array, n: jax.Array) -> jax.Array:
+  """The place of the n-th set bit (from 0, lowest first) of each word; int32 as ``n`` is.
+
+  >>> nth_set(jnp.array([6, 6], jnp.uint32), jnp.array([0, 1], jnp.int32)).tolist()
+  [1, 2]
+  """
+  place = jnp.zeros_like(n)
+  for width in (16, 8, 4, 2, 1):
+    low = count(words & ((1 << width) - 1))
+    beyond = n >= low
+    n = jnp.where(beyond, n - low, n)
+    words = jnp.where(beyond, words >> width, words)
+    place = jnp.where(beyond, place + width, place)
+  return place
