@@ -106,10 +106,18 @@ class Dispatcher:
     columns, active = self._plan(state.key, state.step, state.selector, state.plan, pool)
     state = state._replace(selector=columns, plan=active)
     if self._selector.most == self._selector.least:
-      self._set(step, self._carried + self._selector.most)
+      self.follow(step)
     else:
       self._read_plan(state)
     return state
+
+  def follow(self, step: int) -> None:
+    """Notes that a plan of the usual length begins at ``step``."""
+    self._set(step, self._carried + self._selector.most)
+
+  def end_after(self, step: int) -> int:
+    """Where a plan of the usual length ends that begins at ``step``, where this one ends."""
+    return step + self._batches_of(self._carried + self._selector.most)
 
   def _scans(self, step: int, stop: int) -> int:
     return self.dispatch.steps if stop - step >= self.dispatch.steps else 1
@@ -121,8 +129,10 @@ class Dispatcher:
     self._set(int(start), int(count) + int(carried))
 
   def _set(self, start: int, rows: int) -> None:
-    batches = rows // self._batch_size
-    if self._refresh_steps:
-      batches = min(batches, self._refresh_steps)
+    batches = self._batches_of(rows)
     self.plan_end = start + batches
     self._carried = rows - batches * self._batch_size
+
+  def _batches_of(self, rows: int) -> int:
+    batches = rows // self._batch_size
+    return min(batches, self._refresh_steps) if self._refresh_steps else batches

@@ -37,32 +37,24 @@ class Learner(NamedTuple):
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
     batch_size = batch.index.shape[0]
-    names = {*self.feedback, "loss", "correct"}
-
-    def mean_loss(params, variables, inputs, labels, batch):
-      x = self.preprocess(key, inputs, batch.index)
-      model = nnx.merge(self.graphdef, params, variables, copy=True)
-      outputs = model(x, valid=batch.valid, train=True)
-      _, _, variables = nnx.split(model, nnx.Param, ...)
-      said = self.loss_function(outputs, labels)
-      weighted = jnp.where(batch.valid, batch.weight * said["loss"], 0)
-      return weighted.sum() / batch_size, (variables, {name: said[name] for name in names})
-
-    gradient = jax.grad(mean_loss, has_aux=True)
+    gradient = jax.grad(self.mean_loss, has_aux=True)
     if self.accumulate == 1:
-      gradients, (variables, said) = gradient(state.params, state.variables, inputs, labels, batch)
+      gradients, (variables, said) = gradient(
+        state.params, state.variables, key, inputs, labels, batch
+      )
     else:
       cut = lambda x: self._parts(x, batch_size)
       add = lambda a, b: jax.tree.map(jnp.add, a, b)
 
       def one_part(carry, part):
         total, variables = carry
-        gradients, (variables, said) = gradient(state.params, variables, *part)
+        gradients, (variables, said) = gradient(state.params, variables, key, *part)
         return (add(total, gradients), variables), said
 
       zeros = jax.tree.map(jnp.zeros_like, state.params)
       parts = jax.tree.map(cut, (inputs, labels, batch))
       (gradients, variables), said = jax.lax.scan(one_part, (zeros, state.variables), parts)
+      gradients = jax.tree.map(lambda g: g / self.accumulate, gradients)
       said = {name: x.swapaxes(0, 1).reshape(batch_size) for name, x in said.items()}
     updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -77,6 +69,25 @@ class Learner(NamedTuple):
       said,
       metrics,
     )
+
+  def mean_loss(
+    self,
+    params: Any,
+    variables: Any,
+    key: jax.Array,
+    inputs: jax.Array,
+    labels: jax.Array,
+    batch: Batch,
+  ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """The weighted mean loss, and with it the model's new variables and the rows' outputs."""
+    x = self.preprocess(key, inputs, batch.index)
+    model = nnx.merge(self.graphdef, params, variables, copy=True)
+    outputs = model(x, valid=batch.valid, train=True)
+    _, _, variables = nnx.split(model, nnx.Param, ...)
+    said = self.loss_function(outputs, labels)
+    weighted = jnp.where(batch.valid, batch.weight * said["loss"], 0)
+    names = {*self.feedback, "loss", "correct"}
+    return weighted.sum() / len(labels), (variables, {name: said[name] for name in names})
 
   def score(self, state: TrainState, inputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """The rows' outputs by the model as it is, in evaluation mode; nothing is learnt."""

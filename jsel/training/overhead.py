@@ -7,50 +7,49 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jsel.selectors import Pool
 from jsel.training.state import TrainState
 
 
 class Overhead(NamedTuple):
   """Medians over the repetitions."""
 
-  select_seconds: float  # of planning
-  step_seconds: float  # of a step on rows that are planned
+  select_seconds: float  # of planning, or of scoring and picking candidates
+  step_seconds: float  # of a step on rows that are chosen
   share: float  # select / (select + steps between plans * step)
 
 
 def measure(
-  plan: Callable[..., Any],
-  update: Callable[..., Any],
+  select: Callable[[TrainState], TrainState],
+  step: Callable[[TrainState], tuple[TrainState, Any]],
   state: TrainState,
-  pool: Pool,
   *,
   steps_between_plans: int,
+  selects_inside: bool = False,
   repetitions: int = 15,
 ) -> Overhead:
-  """Alternates planning and a step on a copy of ``state``.
+  """Alternates selecting and a step on a copy of ``state``.
 
   Waiting for each makes this unfit for the loop itself; its time is not the
   run's.
 
   Args:
-    plan: of `jsel.training.plan.make_plan`.
-    update: ``(state, pool) -> (state, metrics)``, a step without a plan inside.
+    select: ``state -> state``, whose arrays depend on what is to be timed.
+    step: ``state -> (state, metrics)``; both may donate their argument.
     state: any state of the run; left as it is.
-    pool: the pool.
-    steps_between_plans: steps that a plan lasts.
+    steps_between_plans: steps that a selection lasts.
+    selects_inside: whether ``step`` selects itself too, which is then taken off.
     repetitions: of both; one more goes before, which may compile.
   """
   state = jax.tree.map(lambda leaf: leaf.copy(), state)
   seconds = np.zeros((repetitions + 1, 2))
   for repetition in range(repetitions + 1):
     begin = time.perf_counter()
-    planned = plan(state.key, state.step, state.selector, state.plan, pool)
-    jax.block_until_ready(planned)
-    state = state._replace(selector=planned[0], plan=planned[1])
+    state = jax.block_until_ready(select(state))
     middle = time.perf_counter()
-    state, metrics = update(state, pool)
+    state, metrics = step(state)
     jax.block_until_ready((state, metrics))
     seconds[repetition] = middle - begin, time.perf_counter() - middle
-  select, step = (float(x) for x in np.median(seconds[1:], axis=0))
-  return Overhead(select, step, select / (select + steps_between_plans * step))
+  selecting, stepping = (float(x) for x in np.median(seconds[1:], axis=0))
+  if selects_inside:
+    stepping -= selecting
+  return Overhead(selecting, stepping, selecting / (selecting + steps_between_plans * stepping))

@@ -151,16 +151,22 @@ def needed_columns(selector: Selector, pool: Pool) -> Pool:
 
 
 def make_plan(
-  selector: Selector, columns: Columns, active: ActivePlan, *, mesh: Mesh, batch_size: int
+  selector: Selector,
+  columns: Columns,
+  active: ActivePlan,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  donate: bool = True,
 ) -> Callable[..., tuple[Columns, ActivePlan]]:
   """Compiles ``plan(key, step, columns, active, pool) -> (columns, active)``.
 
   Args:
     selector: the selector, built with the mesh's row axes.
-    columns, active: its state and any plan, for their structure. Those that the
-      compiled function is called with are donated; key and step are the run's.
+    columns, active: its state and any plan, for their structure.
     mesh: the mesh.
     batch_size: rows in a step, over all devices.
+    donate: the columns and the plan that the compiled function is called with.
   """
   rows, same = rows_sharding(mesh), replicated(mesh)
   to_sharding = lambda spec: NamedSharding(mesh, spec)
@@ -174,14 +180,15 @@ def make_plan(
     changed, active = plan_rows(selector, mesh, batch_size, key, step, columns, active, pool)
     return merge(columns, changed), active
 
-  return jax.jit(plan, donate_argnums=(2, 3), out_shardings=shardings)
+  return jax.jit(plan, donate_argnums=(2, 3) if donate else (), out_shardings=shardings)
 
 
 def make_plan_ids(*, mesh: Mesh, batch_size: int, steps: int) -> Callable[..., jax.Array]:
   """Compiles ``ids(key, active, step) -> int32[steps, b]``: the row ids of steps of the plan.
 
-  What a feed reads that does not hold the pool. Ids of steps past the plan's
-  end are of no meaning. Costs the device ``4 steps b`` bytes.
+  What a feed reads that does not hold the pool, columns split as a batch's rows
+  are. Ids of steps past the plan's end are of no meaning. Costs every device
+  ``4 steps b`` bytes.
   """
   axis_name = row_axes(mesh)
 
@@ -194,7 +201,7 @@ def make_plan_ids(*, mesh: Mesh, batch_size: int, steps: int) -> Callable[..., j
     )(active, key, position)  # pyrefly: ignore
     return index.reshape(steps, batch_size)
 
-  return jax.jit(ids)
+  return jax.jit(ids, out_shardings=NamedSharding(mesh, P(None, axis_name)))
 
 
 def merge(state: Columns, changed: Columns) -> Columns:

@@ -29,7 +29,7 @@ class Given(NamedTuple):
 
   inputs: jax.Array  # [b, ...], split over the devices
   labels: jax.Array  # [b] int32, split likewise
-  ids: jax.Array  # [b] int32 global row ids, the same on every device
+  ids: jax.Array | None = None  # [b] int32 global row ids, split likewise; of candidates only
 
 
 def make_step(
@@ -111,48 +111,15 @@ def make_candidate_step(
   batch_size: int,
   rules: Rules = (),
 ) -> Callable[[TrainState, Pool, Given], tuple[TrainState, Any]]:
-  """Compiles ``step(state, pool, candidates)`` for a feed of more rows than a batch.
+  """Compiles ``step(state, pool, candidates) -> (state, metrics)``: picks, and trains on the picks.
 
-  The candidates are scored by the model as it is, in evaluation mode and only
-  if the selector asks for feedback; the selector picks; the picks are trained on.
-
-  Args: as of `make_step`.
+  Args: as of `make_step`; the feed brings more rows than a batch.
   """
-  pick_rows = selector.pick
-  if pick_rows is None:
-    raise ValueError("the selector does not pick among candidates")
-  axis_name = row_axes(mesh)
-  rows, same = P(axis_name), P()
-
-  def pick(key, columns, pool, candidates, step):
-    new, picks = pick_rows(key, columns, pool, candidates, batch_size, step)
-    return changes(columns, new), picks
 
   def step(state: TrainState, pool: Pool, given: Given):
-    with jax.named_scope("jsel_select"):
-      outputs = {}
-      if selector.feedback:
-        said = learner.score(state, given.inputs, given.labels)
-        outputs = {name: said[name] for name in selector.feedback}
-        outputs = jax.lax.with_sharding_constraint(outputs, replicated(mesh))
-      key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-      changed, picks = jax.shard_map(
-        pick,
-        mesh=mesh,
-        in_specs=(same, Columns(rows, same), rows, same, same),  # pyrefly: ignore
-        out_specs=(Columns(rows, same), same),  # pyrefly: ignore
-      )(
-        key,
-        state.selector,
-        needed_columns(selector, pool),
-        Candidates(given.ids, outputs),
-        state.step,
-      )
-    state = state._replace(selector=merge(state.selector, changed))
-    batch = Batch(given.ids[picks.position], picks.weight, jnp.ones(batch_size, bool))
-    taken = gather_rows(
-      Pool({"inputs": given.inputs, "labels": given.labels}, pool.valid), picks.position, mesh
-    )
+    state, batch, position = pick_batch(learner, selector, mesh, batch_size, state, pool, given)
+    columns = {"inputs": given.inputs, "labels": given.labels}
+    taken = gather_rows(Pool(columns, pool.valid), position, mesh)
     state, told, metrics = learner(state, taken.inputs, taken.labels, batch)
     return written_back(selector, mesh, state, batch, told), metrics
 
@@ -161,6 +128,48 @@ def make_candidate_step(
     donate_argnums=0,
     out_shardings=(state_sharding(state, mesh, rules), replicated(mesh)),
   )
+
+
+def pick_batch(
+  learner: Learner,
+  selector: Selector,
+  mesh: Mesh,
+  batch_size: int,
+  state: TrainState,
+  pool: Pool,
+  given: Given,
+) -> tuple[TrainState, Batch, jax.Array]:
+  """Scores candidates, if the selector asks for feedback, and lets it pick.
+
+  The model scores as it is, in evaluation mode, and nothing is differentiated.
+
+  Returns:
+    The state with the selector's new columns, the batch, and its rows' places
+    among the candidates, ``[b]`` int32.
+  """
+  pick_rows = selector.pick
+  assert pick_rows is not None
+  assert given.ids is not None
+  rows, same = P(row_axes(mesh)), P()
+  specs = Columns(rows, same)  # pyrefly: ignore
+
+  def pick(key, columns, pool, candidates, step):
+    new, picks = pick_rows(key, columns, pool, candidates, batch_size, step)
+    return changes(columns, new), picks
+
+  with jax.named_scope("jsel_select"):
+    ids = jax.lax.with_sharding_constraint(given.ids, replicated(mesh))
+    outputs = {}
+    if selector.feedback:
+      said = learner.score(state, given.inputs, given.labels)
+      outputs = {name: said[name] for name in selector.feedback}
+      outputs = jax.lax.with_sharding_constraint(outputs, replicated(mesh))
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
+    changed, picks = jax.shard_map(
+      pick, mesh=mesh, in_specs=(same, specs, rows, same, same), out_specs=(specs, same)
+    )(key, state.selector, needed_columns(selector, pool), Candidates(ids, outputs), state.step)
+  batch = Batch(ids[picks.position], picks.weight, jnp.ones(batch_size, bool))
+  return state._replace(selector=merge(state.selector, changed)), batch, picks.position
 
 
 def batch_of(state: TrainState, mesh: Mesh, batch_size: int) -> Batch:
@@ -189,7 +198,7 @@ def gather_rows(pool: Pool, index: jax.Array, mesh: Mesh) -> Given:
     inputs, labels = jax.shard_map(fetch, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows)(
       pool.rows["inputs"], pool.rows["labels"], index
     )
-  return Given(inputs, labels, index)
+  return Given(inputs, labels)
 
 
 def written_back(
