@@ -8,6 +8,7 @@ mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and
 SIGINT after saving; 1 anything else.
 """
 
+import functools
 import math
 import signal
 import time
@@ -118,6 +119,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     **config.model.get(config.model.name, {}),
   )
   optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
+  loss_function = functools.partial(losses.classification, label_smoothing=config.label_smoothing)
 
   # ---- Selector ---------------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
 
   learner = Learner(
     graphdef,
-    losses.classification,
+    loss_function,
     preprocess,
     normalize,
     optimizer,

@@ -9,11 +9,11 @@ from flax import nnx
 from jsel.models.cnn import CNN
 from jsel.models.mlp import MLP
 from jsel.models.outputs import Outputs
-from jsel.models.resnet import ResNet18
+from jsel.models.resnet import ResNet18, ResNet50
 
-__all__ = ["CNN", "MLP", "MODELS", "Outputs", "ResNet18", "make"]
+__all__ = ["CNN", "MLP", "MODELS", "Outputs", "ResNet18", "ResNet50", "make"]
 
-MODELS = {"cnn": CNN, "mlp": MLP, "resnet18": ResNet18}
+MODELS = {"cnn": CNN, "mlp": MLP, "resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def make(

@@ -19,6 +19,7 @@ def base_config() -> ConfigDict:
   config.feed = "resident"  # the pool lives in device memory
   config.accumulate = 1  # parts of a batch that gradients are computed of one after the other
   config.dispatch = "auto"  # "auto", "step" (the host dispatches each step) or "scan"
+  config.label_smoothing = 0.0  # of the training loss
   config.log_every = 50  # steps
   config.eval_every = config_dict.placeholder(int)  # steps; None: once an epoch
   config.checkpoint_every = config_dict.placeholder(int)  # steps; None: once an epoch
@@ -38,6 +39,10 @@ def base_config() -> ConfigDict:
   config.data.test = ""
   config.data.test_labels = ""
   config.data.classes = 0  # own data: 0 counts them
+  # What a compilation ahead of time takes the pool to be, where the data is not at hand.
+  config.data.examples = 0
+  config.data.input_shape = ()
+  config.data.input_dtype = "uint8"
 
   config.augment = ConfigDict()
   config.augment.flip = False

@@ -11,8 +11,10 @@ from jsel.models.initial import scaled_normal
 
 SHAPE = (8, 8, 1)
 OPTIONS = {"mlp": {"hidden": (16, 12)}, "cnn": {"channels": (4, 8), "hidden": 12}, "resnet18": {}}
-OPTIONS["resnet18"] = {"width": 4}
-FEATURES = {"mlp": 12, "cnn": 12, "resnet18": 32}
+OPTIONS["resnet18"] = OPTIONS["resnet50"] = {"width": 4}
+FEATURES = {"mlp": 12, "cnn": 12, "resnet18": 32, "resnet50": 128}
+# As functions they are tested by test_resnet.py: 53 layers take long to compile.
+QUICK = [name for name in MODELS if name != "resnet50"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def forward(model, *, train=False):
   return call, params, rest
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_logits_are_the_last_layer_of_the_features(made, images, name):
   call, params, rest = forward(made[name])
   outputs, _ = call(params, rest, images)
@@ -61,10 +63,10 @@ def test_parameters_are_float32_and_no_random_stream_is_held(made, name):
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
   statistics = nnx.state(made[name], nnx.BatchStat)
   assert len(jax.tree.leaves(rest)) == len(jax.tree.leaves(statistics))
-  assert bool(jax.tree.leaves(rest)) == (name == "resnet18")
+  assert bool(jax.tree.leaves(rest)) == name.startswith("resnet")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_step_lowers_the_loss_without_a_retrace(made, images, name):
   graph, params, rest = nnx.split(made[name], nnx.Param, ...)
   labels = np.arange(16, dtype=np.int32) % 3
@@ -116,6 +118,7 @@ def test_bfloat16_products_keep_logits_in_float32(images, name):
     ("cnn", {"products": True}, False),
     ("cnn", {}, False),  # on CPU
     ("resnet18", {"width": 8}, True),
+    ("resnet50", {"width": 4}, True),
   ],
 )
 def test_a_model_says_whether_it_convolves(name, options, expected):
@@ -194,8 +197,8 @@ def options(**more):
 
 
 def test_the_nearest_name_is_told():
-  with pytest.raises(ValueError, match=r"no model 'resnet', did you mean 'resnet18'\?"):
-    make("resnet", **options())
+  with pytest.raises(ValueError, match=r"no model 'resnet19', did you mean 'resnet18'\?"):
+    make("resnet19", **options())
   with pytest.raises(ValueError, match=r"no option of cnn 'hiden', did you mean 'hidden'\?"):
     make("cnn", **options(hiden=3))
 
@@ -206,7 +209,7 @@ def test_an_unknown_dtype_is_refused(name):
     make(name, **options(dtype="float16"))
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet50"])
 def test_feature_rows_are_refused_by_convolutions(name):
   with pytest.raises(ValueError, match=r"takes images \[h, w, c\], got input_shape=\(7,\)"):
     make(name, **{**options(), "input_shape": (7,)})

@@ -1,4 +1,4 @@
-"""resnet18: its batch statistics under padding and on several devices, and its shape."""
+"""Residual networks: batch statistics under padding and on several devices, shapes, and remat."""
 
 import math
 
@@ -10,18 +10,30 @@ from flax import nnx
 
 import jsel
 from jsel.models import make
+from jsel.models.resnet import Bottleneck, ResNet
 from jsel.sharding import replicated, rows_sharding
 
 SHAPE = (8, 8, 3)
 
 
-@pytest.fixture(scope="module")
-def model():
-  model = make("resnet18", rngs=nnx.Rngs(0), input_shape=SHAPE, classes=5, width=8)
+def small(name, *, width=8, dtype="float32", remat="none"):
+  """A network of either kind; that of bottlenecks has few of them, as programs grow with them."""
+  options = {"rngs": nnx.Rngs(0), "input_shape": SHAPE, "classes": 5}
+  options |= {"width": width, "dtype": dtype, "remat": remat}
+  if name == "resnet18":
+    model = make("resnet18", **options)
+  else:
+    model = ResNet(Bottleneck, (1, 2), large=True, **options)
   # Scales of 0, with which a network begins, would hide what the blocks do.
   for block in model.blocks:
-    block.second_norm.norm.scale[...] = jnp.full_like(block.second_norm.norm.scale[...], 0.5)
+    last = (block.third_norm if name == "bottlenecks" else block.second_norm).norm
+    last.scale[...] = jnp.full_like(last.scale[...], 0.5)
   return model
+
+
+@pytest.fixture(scope="module", params=["resnet18", "bottlenecks"])
+def model(request):
+  return small(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +134,117 @@ def test_evaluation_uses_running_statistics_and_leaves_them(call, batch):
   assert np.abs(trained - got).max() > 1e-3
 
 
-def test_it_is_the_published_network():
-  build = lambda: make("resnet18", rngs=nnx.Rngs(0), input_shape=(32, 32, 3), classes=10)
+@pytest.mark.parametrize(
+  ("name", "shape", "classes", "parameters", "features"),
+  [
+    # The count that is known for ResNet-18 with the CIFAR stem and 10 classes.
+    ("resnet18", (32, 32, 3), 10, 11_173_962, 512),
+    ("resnet50", (224, 224, 3), 1000, 25_557_032, 2048),
+  ],
+)
+def test_it_is_the_published_network(name, shape, classes, parameters, features):
+  build = lambda: make(name, rngs=nnx.Rngs(0), input_shape=shape, classes=classes)
   model = nnx.eval_shape(build)
   leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
-  # The count that is known for ResNet-18 with the CIFAR stem and 10 classes.
-  assert sum(math.prod(leaf.shape) for leaf in leaves) == 11_173_962
-  outputs = nnx.eval_shape(lambda m, x: m(x, train=False), model, jnp.zeros((2, 32, 32, 3)))
-  assert outputs.features.shape == (2, 512)
+  assert sum(math.prod(leaf.shape) for leaf in leaves) == parameters
+  outputs = nnx.eval_shape(lambda m, x: m(x, train=False), model, jnp.zeros((2, *shape)))
+  assert outputs.features.shape == (2, features)
 
 
-def test_bfloat16_products_normalise_in_float32():
-  build = lambda: make(
-    "resnet18", rngs=nnx.Rngs(0), input_shape=SHAPE, classes=5, width=4, dtype="bfloat16"
-  )
+def windows(x, size, stride, fill=0.0):
+  """All windows of ``x`` padded by size // 2: [b, h, w, c, size, size]."""
+  pad = size // 2
+  x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+  view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+  return view[:, ::stride, ::stride]
+
+
+def resnet50_oracle(weights, x):
+  """ResNet-50 of He et al. with the stride in the 3x3 convolutions, in float64, for evaluation."""
+
+  def convolve(x, name, stride=1):
+    kernel = weights[f"{name}/kernel"]
+    return np.einsum("bhwcij,ijcd->bhwd", windows(x, len(kernel), stride), kernel, optimize=True)
+
+  def normalise(x, name):
+    mean, var, scale, bias = (weights[f"{name}_norm/norm/{n}"] for n in NORM)
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+  layer = lambda x, name, stride=1: normalise(convolve(x, name, stride), name)
+  relu = lambda x: np.maximum(x, 0)
+  x = relu(layer(x, "stem", 2))
+  x = windows(x, 3, 2, fill=-np.inf).max((-2, -1))
+  index = 0
+  for stage, depth in enumerate((3, 4, 6, 3)):
+    for place in range(depth):
+      block, stride = f"blocks/{index}", 2 if stage > 0 and place == 0 else 1
+      around = layer(x, f"{block}/around", stride) if place == 0 else x
+      y = relu(layer(x, f"{block}/first"))
+      y = relu(layer(y, f"{block}/second", stride))
+      x = relu(layer(y, f"{block}/third") + around)
+      index += 1
+  return x.mean((1, 2)) @ weights["head/kernel"] + weights["head/bias"]
+
+
+NORM = ("mean", "var", "scale", "bias")
+
+
+def test_resnet50_is_its_definition(rng):
+  model = make("resnet50", rngs=nnx.Rngs(0), input_shape=(40, 40, 3), classes=7, width=4)
+  graph, state = nnx.split(model)
+  weights = {}
+
+  def trained(path, leaf):  # no mean, variance, scale or bias is 0 or 1, as they are to begin with
+    names = [str(key.key) for key in path if hasattr(key, "key")]
+    if names[-1] in NORM:
+      leaf = rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    weights["/".join(names)] = np.float64(leaf)
+    return leaf
+
+  state = jax.tree_util.tree_map_with_path(trained, state)
+  x = rng.random((2, 40, 40, 3), np.float32)
+  logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x, train=False).logits)(state, x)
+  oracle = resnet50_oracle(weights, x)
+  # 53 layers of float32 products; logits are of the order of 10.
+  np.testing.assert_allclose(logits, oracle, rtol=1e-3, atol=1e-3 * np.abs(oracle).max())
+  assert np.abs(oracle).max() > 1
+
+
+def test_remat_computes_the_same_gradients_and_statistics(batch):
+  x, valid = batch
+  valid[11:] = False
+
+  def gradients(remat):
+    graph, params, rest = nnx.split(small("bottlenecks", remat=remat), nnx.Param, ...)
+
+    def loss(params, rest, x, valid):
+      model = nnx.merge(graph, params, rest, copy=True)
+      outputs = model(x, valid=valid, train=True)
+      _, _, variables = nnx.split(model, nnx.Param, ...)
+      return jnp.where(valid[:, None], outputs.logits, 0).std(), variables
+
+    return jax.grad(loss, has_aux=True), (params, rest, x, valid)
+
+  once, arguments = gradients("none")
+  again, _ = gradients("blocks")
+  assert "remat" not in str(jax.make_jaxpr(once)(*arguments))
+  assert "remat" in str(jax.make_jaxpr(again)(*arguments))
+  want, want_statistics = jax.jit(once)(*arguments)
+  got, got_statistics = jax.jit(again)(*arguments)
+  # Two programs of the same float32 formulas: they differ by rounding.
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+  close(got, want, rtol=1e-3, atol=1e-4 * largest)
+  close(got_statistics, want_statistics, rtol=1e-4, atol=1e-6)
+
+
+def test_an_unknown_remat_is_refused():
+  with pytest.raises(ValueError, match=r"remat is none or blocks, got 'all'"):
+    small("resnet18", remat="all")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "bottlenecks"])
+def test_bfloat16_products_normalise_in_float32(name):
+  build = lambda: small(name, width=4, dtype="bfloat16")
   graph, params, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
 
   def forward(params, rest, x):
