@@ -4,7 +4,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from jsel.data import cifar10, digits, fashion_mnist, image_folder, own, parquet, tfds
+from jsel.data import array_record, cifar10, digits, fashion_mnist, image_folder, own, parquet, tfds
 from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
@@ -18,6 +18,7 @@ ARRAYS = {
   "fashion_mnist": fashion_mnist.read,
 }
 ROWS = {
+  "array_record": array_record.open_rows,
   "image_folder": image_folder.open_rows,
   "own": own.open_rows,
   "parquet": parquet.open_rows,

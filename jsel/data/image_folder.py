@@ -89,7 +89,7 @@ class ImageFolderRows:
       )
     classes = [path.split("/")[0] for path in found]
     self.names = sorted(set(classes))
-    self._folder, self._image_size = folder, image_size
+    self._folder, self.image_size = folder, image_size
     self._paths = np.array([path.encode() for path in found])
     number = {name: at for at, name in enumerate(self.names)}
     self._labels = np.array([number[name] for name in classes], np.int32)
@@ -104,7 +104,7 @@ class ImageFolderRows:
     """The examples ``ids`` (`Rows.take`)."""
     ids = checked_ids(ids, self.size, what=self.what)
     inputs = images.decode_rows(
-      self.encoded(ids), ids, shape=self.input_shape, size=self._image_size, what=self.what
+      self.encoded(ids), ids, shape=self.input_shape, size=self.image_size, what=self.what
     )
     classes = len(self.names)
     return checked_rows(inputs, self._labels[ids], ids, what=self.what, classes=classes)

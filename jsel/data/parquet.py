@@ -98,7 +98,7 @@ class ParquetRows:
     classes: int,
   ):
     self.what = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    self._paths, self._classes, self._image_size = paths, classes, image_size
+    self._paths, self._classes, self.image_size = paths, classes, image_size
     self._input_column, self._label_column = input_column, label_column
     self._groups: list[Group] = []
     sizes = []
@@ -142,7 +142,7 @@ class ParquetRows:
       if self._is_image:
         encoded = (columns[int(row)].as_py() for row in rows)
         inputs[at] = images.decode_rows(
-          encoded, ids[at], shape=self.input_shape, size=self._image_size, what=self.what
+          encoded, ids[at], shape=self.input_shape, size=self.image_size, what=self.what
         )
       else:
         if columns.shape[1:] != self.input_shape:

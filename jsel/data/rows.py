@@ -124,11 +124,22 @@ class SubsetRows:
     self.size = len(ids)
     self.input_shape, self.input_dtype = rows.input_shape, rows.input_dtype
     self._rows = rows
+    self.image_size = getattr(rows, "image_size", 0)  # of encoded images
     self._ids = ids.astype(np.int32 if rows.size < 2**31 else np.int64)
 
   def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The examples ``ids`` (`Rows.take`)."""
     return self._rows.take(self._ids[checked_ids(ids, self.size, what=repr(self))])
+
+  def encoded(self, ids: np.ndarray) -> list[bytes]:
+    """The bytes of the images ``ids`` as they are.
+
+    Raises:
+      ValueError: if the rows are no encoded images.
+    """
+    if not hasattr(self._rows, "encoded"):
+      raise ValueError(f"{self._rows!r} holds arrays, no encoded images")
+    return self._rows.encoded(self._ids[checked_ids(ids, self.size, what=repr(self))])
 
   def labels(self) -> np.ndarray:
     """All labels, ``[n]`` int32."""
@@ -171,16 +182,17 @@ def read_all(rows: Rows) -> Split:
   return Split(inputs, labels)
 
 
-def blocks(rows: Rows) -> Iterator[np.ndarray]:
-  """The ids of all rows in order, as many at a time as are about 32 MiB, 1024 at most.
+def blocks(rows: Rows, start: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+  """The ids [start, end) (to the last if None), as many at a time as are 32 MiB, 1024 at most.
 
   >>> [len(ids) for ids in blocks(ArrayRows(np.zeros((1500, 1), np.float32), np.zeros(1500, int)))]
   [1024, 476]
   """
   row_bytes = int(np.prod(rows.input_shape)) * np.dtype(rows.input_dtype).itemsize
   count = max(1, min(READ_ROWS, READ_BYTES // row_bytes))
-  for start in range(0, rows.size, count):
-    yield np.arange(start, min(start + count, rows.size))
+  end = rows.size if end is None else end
+  for first in range(start, end, count):
+    yield np.arange(first, min(first + count, end))
 
 
 def describe(rows: Rows) -> str:

@@ -68,7 +68,7 @@ class TfdsRows:
     folder = Path(builder.data_dir)
     check_files(folder, instructions, remedy)
     self._remedy = remedy
-    self._input, self._label, self._image_size = input_feature, label_feature, image_size
+    self._input, self._label, self.image_size = input_feature, label_feature, image_size
     self._classes = classes or getattr(label, "num_classes", None) or 0
     self.size = len(self._source)
     if not self.size:
@@ -101,7 +101,7 @@ class TfdsRows:
     if self._is_image:
       encoded = (row[self._input] for row in rows)
       inputs = images.decode_rows(
-        encoded, ids, shape=self.input_shape, size=self._image_size, what=self.what
+        encoded, ids, shape=self.input_shape, size=self.image_size, what=self.what
       )
     else:
       inputs = np.empty((len(ids), *self.input_shape), self.input_dtype)

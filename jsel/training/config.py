@@ -32,11 +32,21 @@ def base_config() -> ConfigDict:
   config.data.split_seed = 0
   config.data.validation_fraction = 0.0  # of the training set
   config.data.test_fraction = 0.2  # where the data has no test set of its own
-  config.data.train = ""  # own data: files, see configs/own_data.py
-  config.data.train_labels = ""
+  config.data.train = (
+    ""  # files, folders, globs or TFDS splits: docs/data.md has what each source wants
+  )
+  config.data.train_labels = ""  # own data in npy files
+  config.data.validation = ""
+  config.data.validation_labels = ""
   config.data.test = ""
   config.data.test_labels = ""
-  config.data.classes = 0  # own data: 0 counts them
+  config.data.classes = 0  # own data and parquet: 0 counts them
+  config.data.tfds_name = ""  # NAME, NAME/CONFIG or NAME:VERSION
+  config.data.input_column = "image"  # tfds: feature; parquet: column
+  config.data.label_column = "label"
+  config.data.image_size = 0  # pixels of a side that encoded images are brought to; 0: as they are
+  config.data.channels = 3  # of images in folders and parquet files: 3, or 1 for grey
+  config.data.cache_dir = ""  # where prepared sets from object stores are copied to
 
   config.augment = ConfigDict()
   config.augment.flip = False
