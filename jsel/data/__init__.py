@@ -1,49 +1,88 @@
-"""Sources of examples: a config section becomes checked arrays on the host."""
+"""Sources of examples: a config section becomes rows that are read by id, or arrays on the host."""
 
 import difflib
 
 from ml_collections import ConfigDict
 
-from jsel.data import cifar10, digits, fashion_mnist, own
+from jsel.data import array_record, cifar10, digits, fashion_mnist, image_folder, own, parquet, tfds
 from jsel.data.arrays import Dataset, Split, fingerprint
-from jsel.data.split import hold_out
+from jsel.data.parts import Parts, parts_sha256, with_validation
+from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
 
-__all__ = ["SOURCES", "Dataset", "Split", "load"]
+__all__ = ["SOURCES", "Dataset", "Rows", "RowsDataset", "Split", "load", "open_rows"]
 
-SOURCES = {
+# Sets that are read into memory, and sources whose rows stay where they are.
+ARRAYS = {
   "cifar10": cifar10.read,
   "digits": digits.read,
   "fashion_mnist": fashion_mnist.read,
-  "own": own.read,
 }
+ROWS = {
+  "array_record": array_record.open_rows,
+  "image_folder": image_folder.open_rows,
+  "own": own.open_rows,
+  "parquet": parquet.open_rows,
+  "tfds": tfds.open_rows,
+}
+SOURCES = (*ARRAYS, *ROWS)
 
 
-def load(config: ConfigDict) -> Dataset:
-  """The data set that the config section ``data`` describes.
+def open_rows(config: ConfigDict) -> RowsDataset:
+  """The data set that the config section ``data`` describes, to be read row by row.
 
   Args:
-    config: ``name`` (a key of `SOURCES`); ``dir``, where to look first; ``validation_fraction`` of
-      the train rows held out of every class, 0 for none; ``split_seed`` of what is held out. For
-      "own" also ``train``, ``train_labels``, ``test``, ``test_labels``, ``test_fraction`` and
-      ``classes``. All but the name may be absent.
+    config: ``name`` (one of `SOURCES`) and what its function names; ``dir``, where to look first;
+      ``validation_fraction`` of the train rows held out of every class, 0 for none; ``split_seed``
+      of what is held out.
 
   Raises:
     ValueError: in one line with the remedy: an unknown name, data that is not on the machine, a
       broken file, or rows that are not what they should be.
 
-  >>> digits = load(ConfigDict({"name": "digits", "validation_fraction": 0.1, "split_seed": 0}))
-  >>> len(digits.train.labels), len(digits.validation.labels), len(digits.test.labels)
-  (1294, 144, 359)
+  >>> digits = open_rows(ConfigDict({"name": "digits", "split_seed": 0}))
+  >>> digits.train.size, digits.train.input_shape, digits.validation
+  (1438, (8, 8, 1), None)
   """
   name = config.name
-  if name not in SOURCES:
+  if name in ROWS:
+    return ROWS[name](config)
+  if name not in ARRAYS:
     near = difflib.get_close_matches(str(name), SOURCES, n=1, cutoff=0)[0]
     raise ValueError(
       f"there is no data set {name!r}, did you mean {near!r}? There are {', '.join(SOURCES)}"
     )
-  found = SOURCES[name](config)
-  fraction = config.get("validation_fraction", 0)
-  if fraction:
-    train, validation = hold_out(found.train, fraction, seed=config.get("split_seed", 0))
-    found = found._replace(train=train, validation=validation)
-  return found._replace(sha256=fingerprint(found.train, found.validation, found.test))
+  found = ARRAYS[name](config)
+  as_rows = lambda part: ArrayRows(*part, what=name, classes=found.classes)
+  parts = with_validation(Parts(as_rows(found.train), None, as_rows(found.test)), config)
+  return RowsDataset(
+    *parts,
+    classes=found.classes,
+    name=found.name,
+    source=found.source,
+    scale=found.scale,
+    sha256=parts_sha256(parts),
+  )
+
+
+def load(config: ConfigDict) -> Dataset:
+  """The data set that the config section ``data`` describes, all of it as arrays.
+
+  Args and Raises as of `open_rows`. The hash is of all bytes.
+
+  >>> digits = load(ConfigDict({"name": "digits", "validation_fraction": 0.1, "split_seed": 0}))
+  >>> len(digits.train.labels), len(digits.validation.labels), len(digits.test.labels)
+  (1294, 144, 359)
+  """
+  found = open_rows(config)
+  train, test = read_all(found.train), read_all(found.test)
+  validation = read_all(found.validation) if found.validation else None
+  return Dataset(
+    train=train,
+    validation=validation,
+    test=test,
+    classes=found.classes,
+    name=found.name,
+    source=found.source,
+    scale=found.scale,
+    sha256=fingerprint(train, validation, test),
+  )

@@ -49,19 +49,8 @@ def checked(inputs: np.ndarray, labels: np.ndarray, *, what: str, classes: int =
   Traceback (most recent call last):
   ValueError: mine: label -1 of row 1 is negative: classes are numbered from 0
   """
-  if inputs.dtype not in (np.uint8, np.float32):
-    raise ValueError(
-      f"{what}: inputs have dtype {inputs.dtype}: save features as float32 and images as uint8"
-    )
-  if inputs.ndim == 3:
+  if len(row_shape(inputs.shape, inputs.dtype, what=what)) == inputs.ndim:
     inputs = inputs[..., None]
-  if inputs.ndim not in (2, 4) or (inputs.ndim == 2 and inputs.dtype == np.uint8):
-    raise ValueError(
-      f"{what}: inputs have shape {inputs.shape} and dtype {inputs.dtype}: expected features "
-      "[n, d] in float32 or images [n, h, w] or [n, h, w, c] in uint8"
-    )
-  if 0 in inputs.shape:
-    raise ValueError(f"{what}: inputs of shape {inputs.shape} are empty: give at least one row")
   labels = checked_labels(labels, what=what, classes=classes)
   if len(labels) != len(inputs):
     raise ValueError(
@@ -70,6 +59,29 @@ def checked(inputs: np.ndarray, labels: np.ndarray, *, what: str, classes: int =
   if inputs.dtype == np.float32:
     check_values(inputs, what=what)
   return Split(inputs, labels)
+
+
+def row_shape(shape: tuple[int, ...], dtype: np.dtype, *, what: str) -> tuple[int, ...]:
+  """The shape of one row of inputs ``[n, ...]``, with a channel axis for images.
+
+  Raises:
+    ValueError: as `checked` does for dtype and shape.
+
+  >>> row_shape((2, 8, 8), np.dtype(np.uint8), what="mine")
+  (8, 8, 1)
+  """
+  if dtype not in (np.uint8, np.float32):
+    raise ValueError(
+      f"{what}: inputs have dtype {dtype}: save features as float32 and images as uint8"
+    )
+  if len(shape) not in (2, 3, 4) or (len(shape) == 2 and dtype == np.uint8):
+    raise ValueError(
+      f"{what}: inputs have shape {shape} and dtype {dtype}: expected features "
+      "[n, d] in float32 or images [n, h, w] or [n, h, w, c] in uint8"
+    )
+  if 0 in shape:
+    raise ValueError(f"{what}: inputs of shape {shape} are empty: give at least one row")
+  return (*shape[1:], 1) if len(shape) == 3 else shape[1:]
 
 
 def checked_labels(labels: np.ndarray, *, what: str, classes: int) -> np.ndarray:

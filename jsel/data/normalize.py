@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsel.data import moments
 from jsel.data.arrays import Dataset
+from jsel.data.rows import ArrayRows, RowsDataset
 
 
-def normalizer(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+def normalizer(dataset: Dataset | RowsDataset) -> Callable[[jax.Array], jax.Array]:
   """``inputs -> float32``, by one mean and deviation a channel of images or a column of features.
 
-  A constant channel or column becomes 0.
+  A constant channel or column becomes 0. The statistics are of all train rows: a prepared set has
+  them stored, of other rows every one is read.
   """
-  inputs = dataset.train.inputs
-  over = tuple(range(inputs.ndim - 1)) if inputs.ndim == 4 else (0,)
-  one_row = (1,) * (inputs.ndim - 1)
+  rows = ArrayRows(*dataset.train) if isinstance(dataset, Dataset) else dataset.train
+  found = moments.of_rows(rows)
+  one_row = (1,) * len(rows.input_shape)
   fit = lambda x: (x / dataset.scale).astype(np.float32).reshape(*one_row, -1)
-  mean = fit(inputs.mean(over, dtype=np.float64))
-  deviation = fit(inputs.std(over, dtype=np.float64))
+  mean, deviation = fit(found.mean), fit(found.deviation)
   inverse = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
   scale = np.float32(dataset.scale)
   inverse = inverse.astype(np.float32)

@@ -1,13 +1,16 @@
 """Random access to the examples of one split, whether they are in memory or not."""
 
+import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jsel.data.arrays import Split
+from jsel.data.arrays import Split, checked, fingerprint
+from jsel.data.digest import combined
 
-# Rows read together by whoever reads them all.
-READ_ROWS = 1024
+# What is read together by whoever reads all rows.
+READ_ROWS, READ_BYTES = 1024, 1 << 25
 
 
 class Rows(Protocol):
@@ -76,17 +79,17 @@ class ArrayRows:
     self.input_shape = tuple(inputs.shape[1:])
     self.input_dtype = inputs.dtype
     self._inputs, self._labels = inputs, labels
-    self._what, self._classes = what, classes
+    self.what, self._classes = what, classes
 
   def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The examples ``ids`` (`Rows.take`)."""
-    ids = checked_ids(ids, self.size, what=self._what)
+    ids = checked_ids(ids, self.size, what=self.what)
     return checked_rows(
       # np.take gives a plain array of the caller's own, also of a memory map.
       np.take(self._inputs, ids, axis=0),
       np.take(self._labels, ids),
       ids,
-      what=self._what,
+      what=self.what,
       classes=self._classes,
     )
 
@@ -94,8 +97,16 @@ class ArrayRows:
     """All labels, ``[n]`` int32."""
     return np.asarray(self._labels).astype(np.int32)
 
+  def inputs(self) -> np.ndarray:
+    """All inputs, ``[n, ...]``."""
+    return self._inputs
+
+  def sha256(self) -> str:
+    """Of all bytes."""
+    return fingerprint(Split(self._inputs, self.labels()))
+
   def __repr__(self) -> str:
-    return f"ArrayRows({self._what}, {describe(self)})"
+    return f"ArrayRows({self.what}, {describe(self)})"
 
 
 class SubsetRows:
@@ -113,15 +124,32 @@ class SubsetRows:
     self.size = len(ids)
     self.input_shape, self.input_dtype = rows.input_shape, rows.input_dtype
     self._rows = rows
+    self.image_size = getattr(rows, "image_size", 0)  # of encoded images
     self._ids = ids.astype(np.int32 if rows.size < 2**31 else np.int64)
 
   def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The examples ``ids`` (`Rows.take`)."""
     return self._rows.take(self._ids[checked_ids(ids, self.size, what=repr(self))])
 
+  def encoded(self, ids: np.ndarray) -> list[bytes]:
+    """The bytes of the images ``ids`` as they are.
+
+    Raises:
+      ValueError: if the rows are no encoded images.
+    """
+    if not hasattr(self._rows, "encoded"):
+      raise ValueError(f"{self._rows!r} holds arrays, no encoded images")
+    return self._rows.encoded(self._ids[checked_ids(ids, self.size, what=repr(self))])
+
   def labels(self) -> np.ndarray:
     """All labels, ``[n]`` int32."""
     return read_labels(self._rows)[self._ids]
+
+  def sha256(self) -> str:
+    """Of the ids and the hash of the rows that they are of."""
+    whole = self._rows.sha256()  # pyrefly: ignore[missing-attribute]
+    ids = hashlib.sha256(self._ids.astype("<i8").tobytes()).hexdigest()
+    return combined("subset", whole, ids)
 
   def __repr__(self) -> str:
     return f"SubsetRows({self._rows!r}, {self.size:,} of them)"
@@ -135,24 +163,36 @@ def read_labels(rows: Rows) -> np.ndarray:
   """
   if hasattr(rows, "labels"):
     return rows.labels()
-  blocks = range(0, rows.size, READ_ROWS)
-  take = lambda start: rows.take(np.arange(start, min(start + READ_ROWS, rows.size)))
-  return np.concatenate([take(start)["labels"] for start in blocks])
+  return np.concatenate([rows.take(ids)["labels"] for ids in blocks(rows)])
 
 
 def read_all(rows: Rows) -> Split:
-  """All rows as arrays in memory.
+  """All rows as checked arrays, in memory or memory-mapped where the source is.
 
   >>> read_all(ArrayRows(np.zeros((2, 3), np.float32), np.array([1, 0]))).labels.tolist()
   [1, 0]
   """
+  if hasattr(rows, "inputs"):
+    return checked(rows.inputs(), read_labels(rows), what=getattr(rows, "what", repr(rows)))
   inputs = np.empty((rows.size, *rows.input_shape), rows.input_dtype)
   labels = np.empty(rows.size, np.int32)
-  for start in range(0, rows.size, READ_ROWS):
-    stop = min(start + READ_ROWS, rows.size)
-    batch = rows.take(np.arange(start, stop))
-    inputs[start:stop], labels[start:stop] = batch["inputs"], batch["labels"]
+  for ids in blocks(rows):
+    batch = rows.take(ids)
+    inputs[ids[0] : ids[-1] + 1], labels[ids[0] : ids[-1] + 1] = batch["inputs"], batch["labels"]
   return Split(inputs, labels)
+
+
+def blocks(rows: Rows, start: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+  """The ids [start, end) (to the last if None), as many at a time as are 32 MiB, 1024 at most.
+
+  >>> [len(ids) for ids in blocks(ArrayRows(np.zeros((1500, 1), np.float32), np.zeros(1500, int)))]
+  [1024, 476]
+  """
+  row_bytes = int(np.prod(rows.input_shape)) * np.dtype(rows.input_dtype).itemsize
+  count = max(1, min(READ_ROWS, READ_BYTES // row_bytes))
+  end = rows.size if end is None else end
+  for first in range(start, end, count):
+    yield np.arange(first, min(first + count, end))
 
 
 def describe(rows: Rows) -> str:

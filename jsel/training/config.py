@@ -16,7 +16,10 @@ def base_config() -> ConfigDict:
   config.batch_size = 128
   config.epochs = 20  # an epoch is the rows that the selector plans for one: ratio * n
   config.steps = config_dict.placeholder(int)  # if given, instead of epochs
-  config.feed = "resident"  # the pool lives in device memory
+  config.feed = "resident"  # the pool in device memory; "planned", "super_batch": read as it goes
+  config.workers = 0  # processes that read for a feed; 0: threads of this one
+  config.threads = 4  # that read for a feed, in each process
+  config.read_ahead = 8  # batches that a feed has ready, in all or in each process
   config.accumulate = 1  # parts of a batch that gradients are computed of one after the other
   config.dispatch = "auto"  # "auto", "step" (the host dispatches each step) or "scan"
   config.label_smoothing = 0.0  # of the training loss
@@ -34,15 +37,23 @@ def base_config() -> ConfigDict:
   config.data.split_seed = 0
   config.data.validation_fraction = 0.0  # of the training set
   config.data.test_fraction = 0.2  # where the data has no test set of its own
-  config.data.train = ""  # own data: files, see configs/own_data.py
-  config.data.train_labels = ""
+  config.data.train = ""  # files, folders, globs or TFDS splits, see docs/data.md
+  config.data.train_labels = ""  # own data in npy files
+  config.data.validation = ""
+  config.data.validation_labels = ""
   config.data.test = ""
   config.data.test_labels = ""
-  config.data.classes = 0  # own data: 0 counts them
+  config.data.classes = 0  # own data and parquet: 0 counts them
   # What a compilation ahead of time takes the pool to be, where the data is not at hand.
   config.data.examples = 0
   config.data.input_shape = ()
   config.data.input_dtype = "uint8"
+  config.data.tfds_name = ""  # NAME, NAME/CONFIG or NAME:VERSION
+  config.data.input_column = "image"  # tfds: feature; parquet: column
+  config.data.label_column = "label"
+  config.data.image_size = 0  # pixels of a side that encoded images are brought to; 0: as they are
+  config.data.channels = 3  # of images in folders and parquet files: 3, or 1 for grey
+  config.data.cache_dir = ""  # where prepared sets from object stores are copied to
 
   config.augment = ConfigDict()
   config.augment.flip = False
