@@ -55,8 +55,8 @@ def init_state(
   batch_size: int,
   mesh: Mesh,
   rules: Rules = (),
-) -> tuple[nnx.GraphDef, TrainState]:
-  """The model's graph definition and the state before the first step.
+) -> TrainState:
+  """The state before the first step.
 
   One program, so that every array is born where it belongs: no device ever
   holds all of the parameters or of the pool's columns. Given shapes
@@ -75,7 +75,6 @@ def init_state(
   """
   rows, same = P(row_axes(mesh)), P()
   needed = needed_columns(selector, pool)
-  graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param, ...)
   init_selector = jax.shard_map(
     lambda key, pool: selector.init(key, pool, None),
     mesh=mesh,
@@ -102,8 +101,8 @@ def init_state(
   shardings = state_sharding(shapes, mesh, rules)
   if not isinstance(pool.valid, jax.Array):
     place = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
-    return graphdef, jax.tree.map(place, shapes, shardings)
-  return graphdef, jax.jit(build, out_shardings=shardings)(keys, needed)
+    return jax.tree.map(place, shapes, shardings)
+  return jax.jit(build, out_shardings=shardings)(keys, needed)
 
 
 def state_sharding(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:

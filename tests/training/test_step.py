@@ -64,9 +64,13 @@ class Setup:
     )
     self.optimizer = optimizer or optax.adamw(3e-3)
     self.rules = (("layers.0.kernel", (None, "fsdp")), ("head", ()))
-    self.graphdef, self.state = init_state(
+    make_model = lambda rngs: models.make(
+      "mlp", rngs=rngs, input_shape=(12,), classes=CLASSES, hidden=(16,)
+    )
+    self.graphdef, _, _ = nnx.split(make_model(nnx.Rngs(0)), nnx.Param, ...)
+    self.state = init_state(
       Keys(*jax.random.split(jax.random.key(3), 3)),
-      lambda rngs: models.make("mlp", rngs=rngs, input_shape=(12,), classes=CLASSES, hidden=(16,)),
+      make_model,
       self.optimizer,
       self.selector,
       self.pool,

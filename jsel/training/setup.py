@@ -1,0 +1,193 @@
+"""From a configuration and the shapes of its data to everything that a step is made of."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jsel import models, selectors
+from jsel.data.augment import augment
+from jsel.selectors import Pool, Selector
+from jsel.sharding import padded_size, row_axes, rows_sharding
+from jsel.training import losses
+from jsel.training.budget import Budget, make_budget
+from jsel.training.gradients import Learner
+from jsel.training.optimizer import make_optimizer
+
+FEEDS = {"resident": "pool", "planned": "pool", "super_batch": "candidates"}  # and their scopes
+
+
+class Examples(NamedTuple):
+  """What a run has to know of its training data before it holds any of it."""
+
+  size: int
+  input_shape: tuple[int, ...]  # [d] features or [h, w, c] images
+  input_dtype: np.dtype
+  classes: int
+  normalize: Callable[[jax.Array], jax.Array]  # inputs -> float32
+
+
+class Setup(NamedTuple):
+  """What a step is made of, with nothing allocated yet."""
+
+  budget: Budget
+  candidates: int  # rows that a step picks from, 0 where it trains on a plan
+  selector: Selector
+  make_model: Callable[[nnx.Rngs], nnx.Module]
+  convolutional: bool  # whether the model has convolutions
+  learner: Learner
+  learning_rate: optax.Schedule
+
+
+def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
+  """The model, its optimizer and the selector of ``config``.
+
+  Args:
+    config: as `jsel.training.config.base_config` makes it.
+    examples: of the training set.
+    mesh: of devices that need not be there.
+
+  Raises:
+    ValueError: if parts of the configuration are unknown, out of range, or do not go together.
+  """
+  check_batches(config, mesh.size)
+  make_model = lambda rngs: models.make(
+    config.model.name,
+    rngs=rngs,
+    input_shape=examples.input_shape,
+    classes=examples.classes,
+    dtype=config.model.dtype,
+    **config.model.get(config.model.name, {}),
+  )
+  abstract_model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+  graphdef, _, _ = nnx.split(abstract_model, nnx.Param, ...)
+
+  budget = make_budget(config, examples.size)
+  candidates = candidate_rows(config, examples.size)
+  selector = make_selector(config, examples.size, budget, candidates, mesh)
+
+  if len(examples.input_shape) != 3 and (config.augment.flip or config.augment.crop):
+    raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
+
+  def preprocess(key, inputs, ids):
+    if config.augment.flip or config.augment.crop:
+      inputs = augment(key, inputs, ids, flip=config.augment.flip, crop=config.augment.crop)
+    return examples.normalize(inputs)
+
+  optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
+  learner = Learner(
+    graphdef,
+    functools.partial(losses.classification, label_smoothing=config.label_smoothing),
+    preprocess,
+    examples.normalize,
+    optimizer,
+    mesh,
+    feedback=selector.feedback,
+    accumulate=config.accumulate,
+  )
+  convolutional = abstract_model.convolutional  # pyrefly: ignore
+  return Setup(budget, candidates, selector, make_model, convolutional, learner, learning_rate)
+
+
+def check_batches(config: ConfigDict, devices: int) -> None:
+  """Raises a ValueError if a batch does not divide among the devices and its parts."""
+  if config.batch_size < 1 or config.batch_size % devices:
+    raise ValueError(
+      f"batch_size={config.batch_size} does not divide among {devices} devices: choose a"
+      f" multiple of {devices}"
+    )
+  parts = config.accumulate
+  if parts < 1 or config.batch_size % (parts * devices):
+    raise ValueError(
+      f"accumulate={parts} does not cut batch_size={config.batch_size} into parts for {devices}"
+      f" devices: batch_size has to be a multiple of {max(parts, 1) * devices}"
+    )
+
+
+def candidate_rows(config: ConfigDict, size: int) -> int:
+  """Rows that a step of the super-batch feed picks its batch from; 0 for other feeds.
+
+  ``batch_size / ratio``, rounded up to a multiple of the largest power of two
+  in the batch size: a number that every mesh of that batch can split, so that
+  what is chosen does not depend on the mesh.
+
+  Raises:
+    ValueError: if the feed is unknown, or the pool is smaller.
+  """
+  if config.feed not in FEEDS:
+    raise ValueError(f"feed must be {' or '.join(map(repr, FEEDS))}, got {config.feed!r}")
+  if FEEDS[config.feed] != "candidates":
+    return 0
+  ratio = 0.5 if config.selector.ratio is None else config.selector.ratio
+  unit = config.batch_size & -config.batch_size
+  rows = -(-round(config.batch_size / ratio) // unit) * unit
+  if rows > size:
+    raise ValueError(
+      f"a step of feed='super_batch' picks from {rows} rows and the pool has {size}: lower"
+      " batch_size or raise selector.ratio"
+    )
+  return rows
+
+
+def make_selector(
+  config: ConfigDict, size: int, budget: Budget, candidates: int, mesh: Mesh
+) -> Selector:
+  """The selector of ``config``, checked against the feed.
+
+  Raises:
+    ValueError: if they do not go together, naming what does.
+  """
+  name, feed = config.selector.name, config.feed
+  build = lambda name: selectors.make(
+    name,
+    size=size,
+    rows=round(size * config.batch_size / candidates) if candidates else budget.plan_rows,
+    total_steps=budget.total_steps,
+    optimizer=optax.adam,
+    axis_name=row_axes(mesh),
+    **config.selector[name],
+  )
+  selector = build(name)
+  if FEEDS[feed] not in selector.scope:
+    able = [other for other in selectors.SELECTORS if FEEDS[feed] in build(other).scope]
+    raise ValueError(
+      f"selector {name} does not work with feed={feed!r}, which needs one that picks among"
+      f" {FEEDS[feed]}: {', '.join(able)}"
+    )
+  if candidates and config.selector.refresh_steps:
+    raise ValueError(
+      f"selector.refresh_steps={config.selector.refresh_steps} with feed='super_batch', which"
+      " picks at every step: set it to 0"
+    )
+  if not candidates and selector.least < config.batch_size:
+    raise ValueError(
+      f"a plan of {name} may have {selector.least} rows, less than a batch of {config.batch_size}:"
+      " lower batch_size or raise selector.ratio"
+    )
+  fit_step = config.selector.fit_step
+  if fit_step and selector.fit is None:
+    raise ValueError(f"selector.fit_step={fit_step} with {name}, which fits nothing: set it to 0")
+  if selector.fit and not fit_step and feed != "resident":
+    raise ValueError(
+      f"selector {name} fits on features of the whole pool, which feed={feed!r} does not hold:"
+      " set selector.fit_step to a later step, to fit on what the model makes of the rows"
+    )
+  return selector
+
+
+def pool_shapes(examples: Examples, feed: str, mesh: Mesh) -> Pool:
+  """The pool as a mesh holds it, of `jax.ShapeDtypeStruct`: with its rows in the resident feed."""
+  split = rows_sharding(mesh)
+  size = padded_size(examples.size)
+  column = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split)
+  rows = {}
+  if feed == "resident":
+    rows["inputs"] = column(examples.input_dtype, *examples.input_shape)
+    rows["labels"] = column(np.int32)
+  return Pool(rows, column(np.bool_))  # pyrefly: ignore
