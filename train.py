@@ -8,34 +8,28 @@ mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and
 SIGINT after saving; 1 anything else.
 """
 
-import functools
 import math
-import signal
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import flags
-from flax import nnx
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, config_flags
 
-from jsel import data, models, selectors, sharding
-from jsel.data.augment import augment
+from jsel import data, selectors, sharding
 from jsel.data.normalize import normalizer
 from jsel.selectors import Pool
-from jsel.training import checkpoint, collect, dispatch, evaluate, losses, outputs, overhead
-from jsel.training.budget import make_budget
+from jsel.training import checkpoint, collect, evaluate, outputs
 from jsel.training.config import check_resumable
 from jsel.training.curves import plot_curves
-from jsel.training.gradients import Learner
+from jsel.training.fit import fit_selector
+from jsel.training.memory import check_fits, plan_memory
 from jsel.training.metrics import MetricsWriter, Progress
-from jsel.training.optimizer import make_optimizer
-from jsel.training.plan import make_plan
+from jsel.training.runners import make_runner
+from jsel.training.setup import Examples, make_setup, pool_shapes
 from jsel.training.state import Keys, init_state
-from jsel.training.step import make_step
+from jsel.training.stopping import StopSignals
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -49,119 +43,81 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything."
 def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   """The whole run, or the rest of it; returns the exit code."""
   began = time.perf_counter()
-  note = lambda text: print(f"jsel: {text}", flush=True)
+  sharding.join_hosts()
+  is_first = jax.process_index() == 0
+  note = lambda text: print(f"jsel: {text}", flush=True) if is_first else None
 
   # ---- What was asked for -----------------------------------------------------------------------
 
   path = outputs.check_workdir(workdir)
   resolved = outputs.config_dict(config)
-  if config.feed != "resident":
-    raise ValueError(f"feed must be 'resident', got {config.feed!r}: there is no other yet")
   if config.compilation_cache:
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  resident = config.feed == "resident"
 
   # ---- Mesh -------------------------------------------------------------------------------------
 
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
   rules = config.sharding.rules
-  if config.batch_size < 1 or config.batch_size % mesh.size:
-    raise ValueError(
-      f"batch_size={config.batch_size} does not divide among {mesh.size} devices: choose a"
-      f" multiple of {mesh.size}"
-    )
-  parts = config.accumulate
-  if parts < 1 or config.batch_size % (parts * mesh.size):
-    raise ValueError(
-      f"accumulate={parts} does not cut batch_size={config.batch_size} into parts for {mesh.size}"
-      f" devices: {parts * mesh.size} has to divide it"
-    )
   split = sharding.rows_sharding(mesh)
-  note(f"{mesh.size} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
+  note(
+    f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} processes,"
+    f" JAX {jax.__version__}"
+  )
 
   # ---- Data -------------------------------------------------------------------------------------
 
-  dataset = data.load(config.data)
-  train = dataset.train
-  size, input_shape = len(train.labels), train.inputs.shape[1:]
-  eval_name = "validation" if dataset.validation else "test"
-  note(f"{dataset.name}: {size:,} examples of {input_shape}, {dataset.classes} classes")
-  normalize = normalizer(dataset)
-  if len(input_shape) != 3 and (config.augment.flip or config.augment.crop):
-    raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
-
-  def preprocess(key, inputs, ids):
-    if config.augment.flip or config.augment.crop:
-      inputs = augment(key, inputs, ids, flip=config.augment.flip, crop=config.augment.crop)
-    return normalize(inputs)
-
-  rows = {"inputs": sharding.pad_rows(train.inputs), "labels": sharding.pad_rows(train.labels)}
-  valid = np.arange(sharding.padded_size(size)) < size
-  pool = jax.device_put(Pool(rows, valid), split)
-  in_batches = lambda part: evaluate.evaluation_batches(
-    part.inputs, part.labels, batch_size=config.eval_batch_size, mesh=mesh
+  dataset = data.load(config.data) if resident else data.open_rows(config.data)
+  train = data.as_rows(dataset.train)
+  size = train.size
+  note(f"{dataset.name}: {size:,} examples of {train.input_shape}, {dataset.classes} classes")
+  examples = Examples(
+    size, train.input_shape, train.input_dtype, dataset.classes, normalizer(dataset)
   )
+  reading = {"threads": config.threads, "ahead": config.read_ahead}
+  eval_options = {"batch_size": config.eval_batch_size // mesh.size * mesh.size, "mesh": mesh}
+  in_batches = lambda part: evaluate.batches(part, **eval_options, **reading)
+  eval_name = "validation" if dataset.validation else "test"
   test_batches = in_batches(dataset.test)
   eval_batches = in_batches(dataset.validation) if dataset.validation else test_batches
 
-  # ---- Model and optimizer ----------------------------------------------------------------------
+  # ---- Model, optimizer and selector ------------------------------------------------------------
 
   name = config.selector.name
-  budget = make_budget(config, size)
-  key = jax.random.key(config.seed)
-  model_key, selector_key, fit_key, step_key = jax.random.split(key, 4)
-  make_model = lambda rngs: models.make(
-    config.model.name,
-    rngs=rngs,
-    input_shape=input_shape,
-    classes=dataset.classes,
-    dtype=config.model.dtype,
-    **config.model.get(config.model.name, {}),
+  model_key, selector_key, fit_key, step_key = jax.random.split(jax.random.key(config.seed), 4)
+  setup = make_setup(config, examples, mesh)
+  budget, selector, learner = setup.budget, setup.selector, setup.learner
+  total_steps, fit_step = budget.total_steps, config.selector.fit_step
+  of_batch = {"mesh": mesh, "batch_size": config.batch_size}
+  begin_state = lambda keys, pool: init_state(
+    keys, setup.make_model, learner.optimizer, selector, pool, rules=rules, **of_batch
   )
-  optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
-  loss_function = functools.partial(losses.classification, label_smoothing=config.label_smoothing)
 
-  # ---- Selector ---------------------------------------------------------------------------------
+  # ---- Memory: what it takes, before any is taken -----------------------------------------------
 
-  refresh_steps, fit_step = config.selector.refresh_steps, config.selector.fit_step
-  selector = selectors.make(
-    name,
-    size=size,
-    rows=budget.plan_rows,
-    total_steps=budget.total_steps,
-    optimizer=optax.adam,
-    axis_name=sharding.row_axes(mesh),
-    **config.selector[name],
+  keys = Keys(model_key, selector_key, step_key)
+  shapes = pool_shapes(examples, config.feed, mesh)
+  memory = plan_memory(
+    learner,
+    begin_state(keys, shapes),
+    shapes,
+    batch_size=config.batch_size,
+    input_shape=train.input_shape,
+    input_dtype=train.input_dtype,
+    given_rows=0 if resident else 2 * (setup.candidates or config.batch_size),
+    device=jax.local_devices()[0],
   )
-  if selector.least < config.batch_size:
-    raise ValueError(
-      f"a plan of {name} may have {selector.least} rows, less than a batch of {config.batch_size}:"
-      " lower batch_size or raise selector.ratio"
-    )
-  if fit_step and selector.fit is None:
-    raise ValueError(f"selector.fit_step={fit_step} with {name}, which fits nothing: set it to 0")
-  rows_spec, same = P(sharding.row_axes(mesh)), P()
-  columns_spec = selectors.Columns(rows_spec, same)
-
-  @jax.jit
-  def fit(key, features, pool):
-    features = features.reshape(features.shape[0], -1)
-    return jax.shard_map(
-      selector.fit, mesh=mesh, in_specs=(same, rows_spec, rows_spec), out_specs=columns_spec
-    )(key, features, pool)  # pyrefly: ignore
+  check_fits(memory, feed=config.feed, note=note)
+  columns = data.read_all(train)._asdict() if resident else {}
+  pool = Pool(
+    {what: sharding.place(sharding.pad_rows(x), split) for what, x in columns.items()},
+    sharding.place(np.arange(sharding.padded_size(size)) < size, split),
+  )
 
   # ---- State, fresh or restored -----------------------------------------------------------------
 
-  graphdef, state = init_state(
-    Keys(model_key, selector_key, step_key),
-    make_model,
-    optimizer,
-    selector,
-    pool,
-    batch_size=config.batch_size,
-    mesh=mesh,
-    rules=rules,
-  )
+  state = begin_state(keys, pool)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   note(f"{config.model.name}: {parameters:,} parameters, {config.model.dtype}")
   checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=config.keep_checkpoints)
@@ -181,12 +137,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
         f" {saved['data_sha256'][:12]}, now it is {dataset.sha256[:12]}. Choose another --workdir"
       )
     about = {name: saved[name] for name in about}
-    if resumed >= budget.total_steps and (path / "summary.json").exists():
-      note(f"all {budget.total_steps} steps are done, see {path / 'summary.json'}")
+    if resumed >= total_steps and (path / "summary.json").exists():
+      note(f"all {total_steps} steps are done, see {path / 'summary.json'}")
       checkpoints.close()
       return 0
     note(f"going on from step {resumed}")
-  else:
+  elif is_first:
     outputs.write_json(path / "config.json", resolved)
     facts = {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256}
     outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
@@ -196,85 +152,34 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
 
   # ---- Steps ------------------------------------------------------------------------------------
 
-  learner = Learner(
-    graphdef,
-    loss_function,
-    preprocess,
-    normalize,
-    optimizer,
-    mesh,
-    feedback=selector.feedback,
-    accumulate=config.accumulate,
+  run = make_runner(
+    config, setup, state, train, step=step, candidates_key=selector_key, mesh=mesh, note=note
   )
-  plan = make_plan(selector, state.selector, state.plan, mesh=mesh, batch_size=config.batch_size)
-  build = lambda fused, steps: make_step(
-    learner,
-    selector,
-    state,
-    mesh=mesh,
-    batch_size=config.batch_size,
-    refresh_steps=refresh_steps,
-    fused=fused,
-    steps=steps,
-    rules=rules,
+  score = evaluate.make_evaluation(
+    learner.graphdef, learner.loss_function, learner.normalize, mesh=mesh
   )
-  how = dispatch.choose(
-    config.dispatch,
-    platform=jax.devices()[0].platform,
-    convolutional=nnx.eval_shape(lambda: make_model(nnx.Rngs(0))).convolutional,  # pyrefly: ignore
-  )
-  note(f"dispatch: {how.reason}")
-  run = dispatch.Dispatcher(
-    build, plan, how, selector, state, batch_size=config.batch_size, refresh_steps=refresh_steps
-  )
-  score = evaluate.make_evaluation(graphdef, losses.classification, normalize, mesh=mesh)
-  total_steps = budget.total_steps
-  note(
-    f"{name}: {budget.plan_rows:,} of {size:,} rows a plan, {total_steps:,} steps of"
-    f" {config.batch_size}"
-  )
+  note(f"{total_steps:,} steps of {config.batch_size} rows")
 
-  def fit_selector(state):
-    features = pool.rows["inputs"]
-    if fit_step:
-      features = collect.collect(
-        graphdef,
-        losses.classification,
-        normalize,
-        state.params,
-        state.variables,
-        pool,
-        ("features",),
-        batch_size=config.eval_batch_size // mesh.size * mesh.size,
-        mesh=mesh,
-      )["features"]
-    begin = time.perf_counter()
-    compiled = fit.lower(fit_key, features, pool).compile()
-    compiled_at = time.perf_counter()
-    fitted = jax.block_until_ready(compiled(fit_key, features, pool))
-    about["fit_seconds"] = time.perf_counter() - compiled_at
-    note(
-      f"{name} fitted at step {fit_step} in {about['fit_seconds']:.1f} s, after"
-      f" {compiled_at - begin:.1f} s of compiling"
-    )
-    return state._replace(selector=selectors.with_fit(state.selector, fitted))
+  def features_of_pool():
+    if not fit_step:
+      return pool.rows["inputs"]
+    length = sharding.padded_size(size)
+    if resident:
+      batches = collect.resident_batches(pool, **eval_options)
+    else:
+      batches = collect.read_batches(train, size=length, **eval_options, **reading)
+    model = (learner, state.params, state.variables)
+    return collect.collect(*model, batches, ("features",), size=length, mesh=mesh)["features"]
 
   # ---- Loop -------------------------------------------------------------------------------------
 
-  stopped: list[int] = []
-
-  def stop_soon(signum, frame):
-    del frame
-    stopped.append(signum)
-    signal.signal(signum, signal.SIG_DFL)  # a second one stops at once
-
-  handlers = {s: signal.signal(s, stop_soon) for s in (signal.SIGTERM, signal.SIGINT)}
   eval_every = config.eval_every or budget.steps_per_epoch
   checkpoint_every = config.checkpoint_every or budget.steps_per_epoch
-  warm = min(resumed + max(3 * how.steps, 10), total_steps)
+  warm = min(resumed + run.warm_up, total_steps)
   traced = (warm, min(warm + 10, total_steps))
-  writer = MetricsWriter(path, resume_step=resumed or None)
-  progress = Progress(total_steps, start_step=resumed)
+  of_process = {"process_index": jax.process_index()}
+  writer = MetricsWriter(path, resume_step=resumed or None, **of_process)
+  progress = Progress(total_steps, start_step=resumed, **of_process)
   unlogged = {what: np.asarray(rows, np.float32) for what, rows in about["unlogged"].items()}
   kept, kept_since = [unlogged] if unlogged else [], time.perf_counter()
   joined = lambda kept: {
@@ -286,12 +191,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     about["unlogged"] = {what: x.tolist() for what, x in joined(jax.device_get(kept)).items()}
     checkpoints.save(step, state, {**about, "config": resolved, "data_sha256": dataset.sha256})
 
+  stop = StopSignals()
   try:
-    with jax.transfer_guard("disallow"):
-      while step < total_steps and not stopped:
+    with stop, jax.transfer_guard("disallow"):
+      while step < total_steps and not stop.asked(together=step % config.log_every == 0):
         if selector.fit and step == fit_step:
           with jax.transfer_guard("allow"):
-            state = fit_selector(state)
+            fit = fit_selector(selector, fit_key, features_of_pool(), pool, mesh)
+          state = state._replace(selector=selectors.with_fit(state.selector, fit.columns))
+          about["fit_seconds"] = fit.seconds
+          note(
+            f"{name} fitted at step {fit_step} in {fit.seconds:.1f} s, after"
+            f" {fit.compile_seconds:.1f} s of compiling"
+          )
         intervals = (config.log_every, eval_every, checkpoint_every)
         looks = [(step // every + 1) * every for every in intervals]
         looks += [at for at in (fit_step, *traced) if at > step]
@@ -307,14 +219,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
         if step == warm and about["selection"] is None:
           begin = time.perf_counter()
           with jax.transfer_guard("allow"):
-            cost = overhead.measure(
-              plan,
-              lambda state, pool: run.program(False, 1)(state, pool, None),
-              state,
-              pool,
-              steps_between_plans=budget.steps_per_plan,
-            )
-          about["selection"] = cost._asdict()
+            about["selection"] = run.measure(state, pool)._asdict()
           writer.write(step, {f"selection/{what}": x for what, x in about["selection"].items()})
           uncounted += time.perf_counter() - begin
           kept_since += time.perf_counter() - begin
@@ -331,7 +236,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           seconds = time.perf_counter() - kept_since
           rows_done = steps["loss"].size * config.batch_size
           with jax.transfer_guard("allow"):
-            values["train/learning_rate"] = float(learning_rate(step - 1))
+            values["train/learning_rate"] = float(setup.learning_rate(step - 1))
           values |= {
             "examples_seen": step * config.batch_size,
             "examples_per_second": rows_done / seconds,
@@ -352,24 +257,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
             | {"examples_seen": step * config.batch_size, "wall_seconds": wall_seconds()},
           )
           kept_since += time.perf_counter() - begin
-        if step % checkpoint_every == 0 or at_end or stopped:
+        if step % checkpoint_every == 0 or at_end:
           save()
+      if step < total_steps:
+        save()
   finally:
+    run.close()
     progress.close()
     writer.close()
     checkpoints.close()
-    for signum, handler in handlers.items():
-      signal.signal(signum, handler)
-  if stopped and step < total_steps:
+  if step < total_steps:
     note(f"stopped and saved at step {step}: the same command goes on from there")
-    return 128 + stopped[0]
+    return stop.exit_code
 
   # ---- What is left behind ----------------------------------------------------------------------
 
   found = score(state.params, state.variables, test_batches)
-  exposure = jax.device_get(state.exposure)._asdict()
-  chosen_by = jax.device_get({n: x for n, x in state.selector.rows.items() if x.ndim == 1})
-  columns = {n: np.asarray(x)[:size] for n, x in {**exposure, **chosen_by}.items()}
+  chosen_by = {n: x for n, x in state.selector.rows.items() if x.ndim == 1}
+  columns = sharding.on_every_host({**state.exposure._asdict(), **chosen_by})
+  if not is_first:
+    return 0
+  columns = {n: x[:size] for n, x in columns.items()}
   outputs.write_exposure(path / "exposure.parquet", {"index": np.arange(size), **columns})
   selection = about["selection"] or {"share": float("nan")}
   summary = {
@@ -383,7 +291,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     "select_seconds": selection.get("select_seconds"),
     "step_seconds": selection.get("step_seconds"),
     "selector": name,
-    "ratio": budget.epoch_rows / size,
+    "ratio": config.batch_size / setup.candidates if setup.candidates else budget.epoch_rows / size,
+    "feed": config.feed,
     "seed": config.seed,
     "data": dataset.name,
     "model": config.model.name,

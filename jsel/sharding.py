@@ -3,12 +3,14 @@
 import functools
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -84,6 +86,41 @@ def pad_rows(x: np.ndarray, fill: Any = 0) -> np.ndarray:
 def rows_sharding(mesh: Mesh) -> NamedSharding:
   """Rows split over all devices."""
   return NamedSharding(mesh, P(row_axes(mesh)))
+
+
+def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """``x``, which every process has, as one array over the mesh; each reads its own part of it."""
+  with jax.transfer_guard_host_to_device("allow"):  # JAX counts it as one that nobody asked for
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def on_every_host(tree: Any) -> Any:
+  """The arrays of ``tree``, whole, on the host of every process: each has to call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def join_hosts() -> None:
+  """Makes one job of the processes of several hosts; does nothing where there is one.
+
+  Told by JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), or
+  by a TPU that lists more than one worker. Before anything else is asked of JAX.
+
+  Raises:
+    ValueError: if a variable is missing or no number.
+  """
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if address:
+    numbers = [os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    if not all(number.isdecimal() for number in numbers):
+      raise ValueError(
+        f"JAX_COORDINATOR_ADDRESS={address} wants JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it,"
+        f" got {numbers[0] or 'none'} and {numbers[1] or 'none'}"
+      )
+    jax.distributed.initialize(address, int(numbers[0]), int(numbers[1]))
+  elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    jax.distributed.initialize()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,17 @@ from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
 
-__all__ = ["SOURCES", "Dataset", "Rows", "RowsDataset", "Split", "load", "open_rows"]
+__all__ = [
+  "SOURCES",
+  "Dataset",
+  "Rows",
+  "RowsDataset",
+  "Split",
+  "as_rows",
+  "load",
+  "open_rows",
+  "read_all",
+]
 
 # Sets that are read into memory, and sources whose rows stay where they are.
 ARRAYS = {
@@ -25,6 +35,16 @@ ROWS = {
   "tfds": tfds.open_rows,
 }
 SOURCES = (*ARRAYS, *ROWS)
+
+
+def as_rows(part: Split | Rows) -> Rows:
+  """A split to be read row by row, whether it is in memory or not.
+
+  >>> import numpy as np
+  >>> as_rows(Split(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))).size
+  3
+  """
+  return ArrayRows(*part) if isinstance(part, Split) else part
 
 
 def open_rows(config: ConfigDict) -> RowsDataset:

@@ -1,12 +1,14 @@
 """Batches of the host on the devices of a mesh, and which part of them each process brings."""
 
 import collections
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
 
 from jsel.data.feed import Feed
+from jsel.data.rows import Rows
 
 
 def local_columns(
@@ -115,3 +117,30 @@ class DevicePrefetch:
     ):
       self._moving.append(to_device(next(self._feed), self._sharding))
     return self._moving.popleft()
+
+
+def read_steps(
+  rows: Rows, ids: np.ndarray, sharding: Sharding, *, threads: int, ahead: int
+) -> Iterator[dict[str, jax.Array]]:
+  """The batches that the rows ``ids[0], ids[1], ...`` make, on the devices, read ahead by threads.
+
+  Args:
+    rows: what to read from.
+    ids: ``[steps, b]`` int32, the same on every process, each of which reads its own part.
+    sharding: of a batch's rows.
+    threads: that read.
+    ahead: batches that wait, read.
+
+  >>> from jsel.data.rows import ArrayRows
+  >>> rows = ArrayRows(np.zeros((4, 2), np.float32), np.array([5, 6, 7, 8]))
+  >>> mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
+  >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  >>> ids = np.array([[3, 1], [0, 2]], np.int32)
+  >>> [b["labels"].tolist() for b in read_steps(rows, ids, sharding, threads=1, ahead=1)]
+  [[8, 6], [5, 7]]
+  """
+  with Feed(rows, start=0, workers=0, threads=threads, ahead=ahead) as feed:
+    feed.publish(0, np.ascontiguousarray(ids[:, local_columns(sharding, ids.shape[1])]))
+    batches = DevicePrefetch(feed, sharding, ahead=2)
+    for _ in range(len(ids)):
+      yield next(batches)

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jsel.selectors import Pool, Selector
+from jsel.training.overhead import Overhead, measure
 from jsel.training.state import TrainState
 
 SCANNED_STEPS = 10
@@ -20,18 +22,24 @@ class Dispatch(NamedTuple):
   reason: str
 
 
-def choose(kind: str, *, platform: str, convolutional: bool) -> Dispatch:
+def choose(kind: str, *, platform: str, convolutional: bool, resident: bool) -> Dispatch:
   """The dispatch for a platform and a model.
 
   On CPU XLA runs what is inside scan, while or cond on one thread, and a
-  convolution there is 10 to 26 times slower.
+  convolution there is 10 to 26 times slower. A feed brings one batch at a time,
+  and has to know the plan before the step.
 
   Raises:
-    ValueError: if ``kind`` is not "auto", "step" or "scan".
+    ValueError: if ``kind`` is not "auto", "step" or "scan", or is not for the feed.
 
-  >>> choose("auto", platform="cpu", convolutional=True).steps
+  >>> choose("auto", platform="cpu", convolutional=True, resident=True).steps
   1
   """
+  if not resident:
+    if kind == "scan":
+      raise ValueError("dispatch='scan' needs feed='resident': a feed brings a batch at a time")
+    if kind in ("auto", "step"):
+      return Dispatch(False, 1, "one step a dispatch, on the batch that the feed brings")
   fused = platform != "cpu"
   if kind == "step":
     return Dispatch(fused, 1, "one step a dispatch, as told")
@@ -57,8 +65,10 @@ class Dispatcher:
     dispatch: how.
     selector: the selector.
     state: the state to begin with, fresh or restored.
+    mesh: the mesh.
     batch_size: rows a step.
     refresh_steps: steps between plans; 0: when a plan is spent.
+    steps_per_plan: that a plan lasts, of the usual length.
   """
 
   def __init__(
@@ -69,9 +79,14 @@ class Dispatcher:
     selector: Selector,
     state: TrainState,
     *,
+    mesh: Mesh,
     batch_size: int,
     refresh_steps: int,
+    steps_per_plan: int,
   ):
+    del mesh
+    self._steps_per_plan = steps_per_plan
+    self.warm_up = max(3 * dispatch.steps, 10)
     self.program = functools.cache(build)
     self.dispatch = dispatch
     self._plan = plan
@@ -103,13 +118,31 @@ class Dispatcher:
     """``state`` with a plan that reaches past ``step``; `plan_end` is then where it ends."""
     if step < self.plan_end:
       return state
-    columns, active = self._plan(state.key, state.step, state.selector, state.plan, pool)
-    state = state._replace(selector=columns, plan=active)
+    state = self._planned_anew(state, pool)
     if self._selector.most == self._selector.least:
       self.follow(step)
     else:
       self._read_plan(state)
     return state
+
+  def measure(self, state: TrainState, pool: Pool) -> Overhead:
+    """What a plan costs, beside the steps that it lasts."""
+    return measure(
+      lambda state: self._planned_anew(state, pool),
+      lambda state: self._update(state, pool),
+      state,
+      steps_between_plans=self._steps_per_plan,
+    )
+
+  def close(self) -> None:
+    """Has nothing to end."""
+
+  def _planned_anew(self, state: TrainState, pool: Pool) -> TrainState:
+    columns, active = self._plan(state.key, state.step, state.selector, state.plan, pool)
+    return state._replace(selector=columns, plan=active)
+
+  def _update(self, state: TrainState, pool: Pool) -> tuple[TrainState, Any]:
+    return self.program(False, 1)(state, pool, None)
 
   def follow(self, step: int) -> None:
     """Notes that a plan of the usual length begins at ``step``."""

@@ -1,6 +1,6 @@
 """Loss and accuracy over a whole split, padded and masked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jsel.sharding import replicated, rows_sharding
+from jsel.data.arrays import Split
+from jsel.data.device import read_steps
+from jsel.data.rows import Rows
+from jsel.sharding import place, replicated, rows_sharding
 
 
 class EvaluationBatch(NamedTuple):
@@ -20,10 +23,50 @@ class EvaluationBatch(NamedTuple):
   valid: jax.Array  # [b] bool
 
 
+class ReadBatches:
+  """A split that is read anew at every evaluation, cut into batches of one shape.
+
+  Args:
+    rows: the split.
+    batch_size: rows of a batch, a multiple of the devices.
+    mesh: the mesh.
+    threads, ahead: of `jsel.data.device.read_steps`.
+  """
+
+  def __init__(self, rows: Rows, *, batch_size: int, mesh: Mesh, threads: int, ahead: int):
+    position = np.arange(-(-rows.size // batch_size) * batch_size).reshape(-1, batch_size)
+    self._rows = rows
+    self._ids = np.minimum(position, rows.size - 1).astype(np.int32)
+    self._valid = position < rows.size
+    self._sharding = rows_sharding(mesh)
+    self._options = {"threads": threads, "ahead": ahead}
+
+  def __iter__(self) -> Iterator[EvaluationBatch]:
+    batches = read_steps(self._rows, self._ids, self._sharding, **self._options)
+    for batch, valid in zip(batches, self._valid, strict=True):
+      yield EvaluationBatch(batch["inputs"], batch["labels"], place(valid, self._sharding))
+
+
+def batches(
+  part: Split | Rows, *, batch_size: int, mesh: Mesh, threads: int, ahead: int
+) -> Iterable[EvaluationBatch]:
+  """A split cut into batches of one shape: on the devices if it is in memory, else read each time.
+
+  Args:
+    part: the split.
+    batch_size: rows of a batch, at most; a multiple of the devices.
+    mesh: the mesh.
+    threads, ahead: of `jsel.data.device.read_steps`.
+  """
+  if isinstance(part, Split):
+    return evaluation_batches(part.inputs, part.labels, batch_size=batch_size, mesh=mesh)
+  return ReadBatches(part, batch_size=batch_size, mesh=mesh, threads=threads, ahead=ahead)
+
+
 def evaluation_batches(
   inputs: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh
 ) -> list[EvaluationBatch]:
-  """A split cut into batches of one shape that stay on the devices."""
+  """Arrays cut into batches of one shape that stay on the devices."""
   batch_size = min(batch_size, -(-len(labels) // mesh.size) * mesh.size)
   batches = []
   for start in range(0, len(labels), batch_size):
@@ -32,7 +75,7 @@ def evaluation_batches(
     pad = lambda x, missing=missing: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
     valid = np.arange(batch_size) < batch_size - missing
     batch = EvaluationBatch(pad(inputs[part]), pad(labels[part]), valid)
-    batches.append(jax.device_put(batch, rows_sharding(mesh)))
+    batches.append(jax.tree.map(lambda x: place(x, rows_sharding(mesh)), batch))
   return batches
 
 
@@ -42,7 +85,7 @@ def make_evaluation(
   preprocess: Callable[[jax.Array], jax.Array],
   *,
   mesh: Mesh,
-) -> Callable[[Any, Any, list[EvaluationBatch]], dict[str, float]]:
+) -> Callable[[Any, Any, Iterable[EvaluationBatch]], dict[str, float]]:
   """``evaluate(params, variables, batches) -> {"loss", "accuracy"}``, fetched once at the end."""
 
   def totals(params, variables, batch, so_far):

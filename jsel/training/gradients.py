@@ -89,9 +89,11 @@ class Learner(NamedTuple):
     names = {*self.feedback, "loss", "correct"}
     return weighted.sum() / len(labels), (variables, {name: said[name] for name in names})
 
-  def score(self, state: TrainState, inputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+  def score(
+    self, params: Any, variables: Any, inputs: jax.Array, labels: jax.Array
+  ) -> dict[str, jax.Array]:
     """The rows' outputs by the model as it is, in evaluation mode; nothing is learnt."""
-    model = nnx.merge(self.graphdef, state.params, state.variables, copy=True)
+    model = nnx.merge(self.graphdef, params, variables, copy=True)
     outputs = model(self.normalize(inputs), valid=jnp.ones(len(labels), bool), train=False)
     return self.loss_function(outputs, labels)
 

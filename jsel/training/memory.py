@@ -1,6 +1,7 @@
 """What a run keeps in the memory of each device, before any of it is allocated."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,6 +132,9 @@ def _kept_for_backward(learner: Learner, state: TrainState, rows: jax.ShapeDtype
 
 
 def _limit(device: jax.Device) -> int | None:
+  if device.platform == "cpu":
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory // jax.local_device_count()
   stats = device.memory_stats()
   return stats.get("bytes_limit") if stats else None
 

@@ -130,6 +130,25 @@ def make_candidate_step(
   )
 
 
+def make_pick(
+  learner: Learner,
+  selector: Selector,
+  state: TrainState,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  rules: Rules = (),
+) -> Callable[[TrainState, Pool, Given], TrainState]:
+  """Compiles the selecting half of `make_candidate_step`, to measure it; the state is donated."""
+
+  def pick(state: TrainState, pool: Pool, given: Given) -> TrainState:
+    state, batch, _ = pick_batch(learner, selector, mesh, batch_size, state, pool, given)
+    # The picks have to be worked out, so something that is kept depends on them.
+    return state._replace(step=state.step + 0 * batch.index[0])
+
+  return jax.jit(pick, donate_argnums=0, out_shardings=state_sharding(state, mesh, rules))
+
+
 def pick_batch(
   learner: Learner,
   selector: Selector,
@@ -161,7 +180,7 @@ def pick_batch(
     ids = jax.lax.with_sharding_constraint(given.ids, replicated(mesh))
     outputs = {}
     if selector.feedback:
-      said = learner.score(state, given.inputs, given.labels)
+      said = learner.score(state.params, state.variables, given.inputs, given.labels)
       outputs = {name: said[name] for name in selector.feedback}
       outputs = jax.lax.with_sharding_constraint(outputs, replicated(mesh))
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)

@@ -13,6 +13,7 @@ from jsel.data.feed import Feed
 from jsel.selectors import Columns, Pool, Selector
 from jsel.sharding import replicated, rows_sharding
 from jsel.training.dispatch import Dispatch, Dispatcher
+from jsel.training.overhead import Overhead, measure
 from jsel.training.plan import ActivePlan, make_plan_ids
 from jsel.training.state import TrainState
 from jsel.training.step import Given
@@ -31,10 +32,11 @@ class PlannedRunner(Dispatcher):
   begins to read a plan when it is made, and the first step waits for its batch.
 
   Args:
-    build, plan, dispatch, selector, state, batch_size, refresh_steps: as of `Dispatcher`.
+    build, plan, dispatch, selector, state: as of `Dispatcher`.
     plan_ahead: as ``plan``, leaving its arguments whole.
-    feed: starts at the state's step; closed by the caller.
-    mesh: the mesh.
+    feed: starts at the state's step; closed with the runner.
+    given: a batch of its shapes, to measure with.
+    mesh, batch_size, refresh_steps, steps_per_plan: as of `Dispatcher`.
     total_steps: of the run: no plan is made for later ones.
     fit_step: up to this step no plan is made ahead.
   """
@@ -49,16 +51,26 @@ class PlannedRunner(Dispatcher):
     *,
     plan_ahead: Callable[..., Any],
     feed: Feed,
+    given: Given,
     mesh: Mesh,
     batch_size: int,
     refresh_steps: int,
+    steps_per_plan: int,
     total_steps: int,
     fit_step: int,
   ):
     super().__init__(
-      build, plan, dispatch, selector, state, batch_size=batch_size, refresh_steps=refresh_steps
+      build,
+      plan,
+      dispatch,
+      selector,
+      state,
+      mesh=mesh,
+      batch_size=batch_size,
+      refresh_steps=refresh_steps,
+      steps_per_plan=steps_per_plan,
     )
-    self._plan_ahead, self._feed = plan_ahead, feed
+    self._plan_ahead, self._feed, self._given = plan_ahead, feed, given
     self._total_steps = total_steps
     # A fit at step 0 has been when the first step is done.
     self._first_ahead = total_steps if selector.feedback else fit_step + 1 if selector.fit else 0
@@ -87,6 +99,13 @@ class PlannedRunner(Dispatcher):
     self.follow(step)
     return state._replace(selector=columns, plan=active)
 
+  def close(self) -> None:
+    """Ends the feed."""
+    self._feed.close()
+
+  def _update(self, state: TrainState, pool: Pool) -> tuple[TrainState, Any]:
+    return self.program(False, 1)(state, pool, self._given._replace(ids=None))
+
   def _look_ahead(self, state: TrainState, pool: Pool, step: int) -> None:
     end = self.plan_end
     if self._next is None:
@@ -110,7 +129,9 @@ class CandidateRunner:
   Args:
     program: of `jsel.training.step.make_candidate_step`.
     key: typed key of the order in which candidates come.
-    feed: starts at the state's step; closed by the caller.
+    feed: starts at the state's step; closed with the runner.
+    pick: of `jsel.training.step.make_pick`, to measure.
+    given: candidates of its shapes, to measure with.
     mesh: the mesh.
     candidates: rows that a step picks from.
     size: rows of the pool.
@@ -121,14 +142,18 @@ class CandidateRunner:
     self,
     program: Callable[..., Any],
     key: jax.Array,
-    feed: Feed,
     *,
+    feed: Feed,
+    pick: Callable[..., Any],
+    given: Given,
     mesh: Mesh,
     candidates: int,
     size: int,
     total_steps: int,
   ):
     self._program, self._key, self._feed = program, key, feed
+    self._pick, self._given = pick, given
+    self.warm_up = 10
     self._candidates, self._size, self._total_steps = candidates, size, total_steps
     self._columns = local_columns(rows_sharding(mesh), candidates)
     self._batches = DevicePrefetch(feed, rows_sharding(mesh), ahead=ON_DEVICE)
@@ -146,3 +171,17 @@ class CandidateRunner:
     given = Given(batch["inputs"], batch["labels"], batch["ids"])
     state, metrics = self._program(state, pool, given)
     return state, metrics, step + 1
+
+  def measure(self, state: TrainState, pool: Pool) -> Overhead:
+    """What scoring and picking costs, of a step that does both and trains."""
+    return measure(
+      lambda state: self._pick(state, pool, self._given),
+      lambda state: self._program(state, pool, self._given),
+      state,
+      steps_between_plans=1,
+      selects_inside=True,
+    )
+
+  def close(self) -> None:
+    """Ends the feed."""
+    self._feed.close()

@@ -372,7 +372,9 @@ def test_the_loss_selector_trains_on_the_hardest_candidates():
   setup = Setup("loss", epsilon=0.0)
   ids = jnp.arange(160, dtype=jnp.int32)
   given = Given(setup.pool.rows["inputs"][:160], setup.pool.rows["labels"][:160], ids)
-  said = setup.learner.score(setup.state, given.inputs, given.labels)["loss"]
+  said = setup.learner.score(setup.state.params, setup.state.variables, given.inputs, given.labels)[
+    "loss"
+  ]
   hardest = set(np.argsort(-np.asarray(said))[:BATCH].tolist())
   step = make_candidate_step(
     setup.learner, setup.selector, setup.state, mesh=setup.mesh, batch_size=BATCH
