@@ -14,6 +14,9 @@ from jsel.training.config import base_config
 def get_config():
   config = base_config()
   config.data.name = "cifar10"
+  config.pool.examples = 50_000
+  config.pool.input_shape = (32, 32, 3)
+  config.pool.classes = 10
   config.augment.flip = True
   config.augment.crop = 4
   config.model.name = "resnet18"

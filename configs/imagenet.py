@@ -30,9 +30,9 @@ def get_config():
   config = base_config()
   config.feed = "planned"
   config.data.name = "array_record"
-  config.data.classes = 1000
-  config.data.examples = EXAMPLES
-  config.data.input_shape = (224, 224, 3)
+  config.pool.examples = EXAMPLES
+  config.pool.input_shape = (224, 224, 3)
+  config.pool.classes = 1000
   config.augment.flip = True
   config.augment.crop = 28
   config.model.name = "resnet50"

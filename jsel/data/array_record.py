@@ -76,11 +76,8 @@ class ShardOf(NamedTuple):
 def find_shards(patterns: str, *, key: str, cache_dir: str) -> list[ShardOf]:
   """The shards that ``patterns`` names, each checked to be there in its full size."""
   found: list[ShardOf] = []
-  try:
-    paths = files.expand(patterns, key=key)
-  except ValueError as error:
-    raise ValueError(f"{error}, or prepare it with `{PREPARE}`") from error
-  for path in paths:
+  remedy = f"correct --config.data.{key} or --config.data.dir, or prepare it with `{PREPARE}`"
+  for path in files.expand(patterns, remedy=remedy):
     is_folder = files.is_folder(path)
     folder, _, name = (path, "", "") if is_folder else path.rpartition("/")
     info = read_info(folder)
@@ -226,7 +223,7 @@ class ArrayRecordRows:
     """Labels and bytes of the rows ``ids``."""
     labels, rows = np.empty(len(ids), np.int64), []
     try:
-      found = self._source.__getitems__(ids.tolist())
+      found = self._source.__getitems__(ids.tolist()) if ids.size else []
     except (RuntimeError, ValueError) as error:
       text = " ".join(str(error).split())
       raise ValueError(

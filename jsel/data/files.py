@@ -72,12 +72,12 @@ def reading(path: str) -> Iterator[None]:
     ) from error
 
 
-def expand(patterns: str, *, key: str) -> list[str]:
+def expand(patterns: str, *, remedy: str) -> list[str]:
   """The paths that ``patterns`` names: paths or globs, separated by commas, a glob's sorted.
 
   Args:
     patterns: as the user gave it.
-    key: of the section config.data that it comes from, for messages.
+    remedy: what messages advise where nothing is found.
 
   Raises:
     ValueError: if a pattern matches nothing.
@@ -92,7 +92,7 @@ def expand(patterns: str, *, key: str) -> list[str]:
       else:
         found = [inner] if system.exists(inner) else []
     if not found:
-      raise ValueError(f"there is no {pattern}: correct --config.data.{key}")
+      raise ValueError(f"there is no {pattern}: {remedy}")
     paths += [system.unstrip_protocol(path) if is_remote(pattern) else path for path in found]
   return paths
 

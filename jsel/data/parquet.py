@@ -35,7 +35,7 @@ def open_rows(config: ConfigDict) -> RowsDataset:
     if not config.get(role):
       return None
     return ParquetRows(
-      files.expand(config[role], key=role),
+      files.expand(config[role], remedy=f"correct --config.data.{role}"),
       input_column=config.input_column,
       label_column=config.label_column,
       image_size=config.get("image_size", 0),

@@ -44,16 +44,19 @@ def base_config() -> ConfigDict:
   config.data.test = ""
   config.data.test_labels = ""
   config.data.classes = 0  # own data and parquet: 0 counts them
-  # What a compilation ahead of time takes the pool to be, where the data is not at hand.
-  config.data.examples = 0
-  config.data.input_shape = ()
-  config.data.input_dtype = "uint8"
   config.data.tfds_name = ""  # NAME, NAME/CONFIG or NAME:VERSION
   config.data.input_column = "image"  # tfds: feature; parquet: column
   config.data.label_column = "label"
   config.data.image_size = 0  # pixels of a side that encoded images are brought to; 0: as they are
   config.data.channels = 3  # of images in folders and parquet files: 3, or 1 for grey
   config.data.cache_dir = ""  # where prepared sets from object stores are copied to
+
+  # What python -m jsel.aot takes the pool to be; with 0 examples it looks at the data itself.
+  config.pool = ConfigDict()
+  config.pool.examples = 0
+  config.pool.input_shape = ()
+  config.pool.input_dtype = "uint8"
+  config.pool.classes = 0
 
   config.augment = ConfigDict()
   config.augment.flip = False
@@ -98,6 +101,7 @@ def _options(model: type) -> dict[str, Any]:
 # What may change between a run and its resumption without changing what comes out.
 HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
 HARMLESS += ("compilation_cache", "data.dir")
+HARMLESS += ("pool.examples", "pool.input_shape", "pool.input_dtype", "pool.classes")
 
 
 def check_resumable(saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:

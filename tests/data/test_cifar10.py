@@ -1,12 +1,10 @@
 """CIFAR-10 from stand-ins: an npz archive, and an array_record set as TFDS writes it."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 import jsel.data
 
@@ -26,36 +24,19 @@ def write_npz(path, parts, **changes):
   np.savez(path, **{**arrays, **changes})
 
 
-def write_tfds(folder, parts):
-  """What `download_and_prepare(file_format="array_record")` leaves, made without TensorFlow."""
-  import tensorflow_datasets as tfds
-  from array_record.python.array_record_module import ArrayRecordWriter
-  from tensorflow_datasets.proto import tf_example_pb2
+def image_rows(make_png, split, images, labels):
+  """Rows as TFDS has them, image files and all."""
+  pairs = enumerate(zip(images, labels, strict=True))
+  return [
+    {"id": f"{split}_{number:05d}".encode(), "image": make_png(image), "label": label}
+    for number, (image, label) in pairs
+  ]
 
-  version = folder / "cifar10" / "3.0.2"
-  version.mkdir(parents=True)
-  splits = []
-  for split, (images, labels) in parts.items():
-    path = version / f"cifar10-{split}.array_record-00000-of-00001"
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-      png = io.BytesIO()
-      Image.fromarray(image).save(png, "PNG")
-      example = tf_example_pb2.Example()
-      feature = example.features.feature
-      feature["id"].bytes_list.value.append(f"{split}_{number:05d}".encode())
-      feature["image"].bytes_list.value.append(png.getvalue())
-      feature["label"].int64_list.value.append(int(label))
-      writer.write(example.SerializeToString())
-    writer.close()
-    splits.append(
-      {
-        "name": split,
-        "shardLengths": [str(len(labels))],
-        "numBytes": str(path.stat().st_size),
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-      }
-    )
+
+@pytest.fixture
+def prepared(tmp_path, parts, make_tfds, make_png):
+  import tensorflow_datasets as tfds
+
   features = tfds.features.FeaturesDict(
     {
       "id": tfds.features.Text(),
@@ -63,15 +44,8 @@ def write_tfds(folder, parts):
       "label": tfds.features.ClassLabel(num_classes=10),
     }
   )
-  features.save_config(version)
-  info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "array_record", "splits": splits}
-  (version / "dataset_info.json").write_text(json.dumps(info))
-  return version
-
-
-@pytest.fixture
-def prepared(tmp_path, parts):
-  return write_tfds(tmp_path, parts)
+  rows = {split: image_rows(make_png, split, *part) for split, part in parts.items()}
+  return make_tfds(tmp_path / "cifar10" / "3.0.2", rows, features)
 
 
 @pytest.fixture(autouse=True)
