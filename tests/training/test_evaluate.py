@@ -2,16 +2,19 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import jsel
 from jsel import models
+from jsel.data.rows import ArrayRows
 from jsel.selectors import Pool
 from jsel.sharding import rows_sharding
 from jsel.training import losses
-from jsel.training.collect import collect
-from jsel.training.evaluate import evaluation_batches, make_evaluation
+from jsel.training.collect import collect, read_batches, resident_batches
+from jsel.training.evaluate import ReadBatches, evaluation_batches, make_evaluation
+from jsel.training.gradients import Learner
 
 SIZE, CLASSES = 150, 4
 
@@ -59,6 +62,9 @@ def test_loss_and_accuracy_are_means_over_the_true_rows(split, model, devices, b
   assert len({batch.inputs.shape for batch in batches}) == 1
   assert sum(int(batch.valid.sum()) for batch in batches) == SIZE
   found = evaluate(params, variables, batches)
+  rows = ArrayRows(inputs, labels)
+  read = ReadBatches(rows, batch_size=batch_size, mesh=mesh, threads=2, ahead=2)
+  assert evaluate(params, variables, read)["accuracy"] == found["accuracy"]
   logits, _ = said_of(model, 2 * inputs)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   # Float32 means of 150 numbers.
@@ -66,25 +72,26 @@ def test_loss_and_accuracy_are_means_over_the_true_rows(split, model, devices, b
   assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean(), rel=1e-6)
 
 
+@pytest.mark.parametrize("read", [False, True])
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("batch_size", [64, 200, 512])
-def test_collected_outputs_stand_in_the_rows_of_the_pool(split, model, devices, batch_size):
+def test_collected_outputs_stand_in_the_rows_of_the_pool(split, model, devices, batch_size, read):
   inputs, labels = split
   mesh, graphdef, params, variables = placed(model, devices)
   rows = {"inputs": jsel.pad_rows(inputs), "labels": jsel.pad_rows(labels)}
   pool = Pool(rows, np.arange(len(rows["labels"])) < SIZE)
   pool = jax.device_put(pool, rows_sharding(mesh))
-  got = collect(
-    graphdef,
-    losses.classification,
-    lambda x: x,
-    params,
-    variables,
-    pool,
-    ("features", "loss"),
-    batch_size=batch_size,
-    mesh=mesh,
+  same = lambda x: x
+  learner = Learner(
+    graphdef, losses.classification, lambda key, x, ids: x, same, optax.sgd(0.1), mesh
   )
+  if read:
+    options = {"size": 512, "threads": 2, "ahead": 2}
+    batches = read_batches(ArrayRows(*split), batch_size=batch_size, mesh=mesh, **options)
+  else:
+    batches = resident_batches(pool, batch_size=batch_size, mesh=mesh)
+  names = ("features", "loss")
+  got = collect(learner, params, variables, batches, names, size=512, mesh=mesh)
   assert got["features"].shape == (512, 8)
   assert got["features"].sharding.is_equivalent_to(rows_sharding(mesh), 2)
   logits, features = said_of(model, inputs)
