@@ -51,7 +51,7 @@ class NpyRows:
     """The examples ``ids`` (`Rows.take`)."""
     ids = checked_ids(ids, self.size, what=self.what)
     inputs = np.take(self._mapped(), ids, axis=0) if self._layout is None else self._fetch(ids)
-    inputs = inputs.reshape(len(ids), *self.input_shape)
+    inputs = np.asarray(inputs).reshape(len(ids), *self.input_shape)
     return checked_rows(inputs, self._labels[ids], ids, what=self.what, classes=self._classes)
 
   def labels(self) -> np.ndarray:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -186,31 +187,38 @@ class Progress:
     sys.stdout.flush()
 
 
+def asked_for(given: Any) -> RowsDataset:
+  """The data set that the flags ``given`` name.
+
+  Raises:
+    ValueError: if flags do not fit each other, or as of `jsel.data.open_rows`.
+  """
+  if not given.synthetic:
+    if given.rows:
+      raise ValueError(f"--rows={given.rows} is for --synthetic: a source has the rows that it has")
+    return data.open_rows(given.config.data)
+  if given.rows < 1 or given.test_rows < 1:
+    raise ValueError(f"--rows={given.rows} and --test_rows={given.test_rows} must be at least 1")
+  train = SyntheticRows(given.synthetic, given.rows)
+  return RowsDataset(
+    train,
+    None,
+    SyntheticRows(given.synthetic, given.test_rows, first=given.rows),
+    classes=train.classes,
+    name=f"synthetic-{given.synthetic}",
+    source=f"made up by jsel.data.prepare in the shape of {given.synthetic}, no photographs",
+    scale=255.0,
+    sha256="",
+  )
+
+
 def main(argv: list[str]) -> int:
   """The command."""
   del argv
   given = flags.FLAGS
   if not given.out:
     raise ValueError("--out is missing: where to write the set")
-  if given.synthetic:
-    if given.rows < 1 or given.test_rows < 1:
-      raise ValueError(f"--rows={given.rows} and --test_rows={given.test_rows} must be at least 1")
-    train = SyntheticRows(given.synthetic, given.rows)
-    test = SyntheticRows(given.synthetic, given.test_rows, first=given.rows)
-    dataset = RowsDataset(
-      train,
-      None,
-      test,
-      classes=train.classes,
-      name=f"synthetic-{given.synthetic}",
-      source=f"made up by jsel.data.prepare in the shape of {given.synthetic}, no photographs",
-      scale=255.0,
-      sha256="",
-    )
-  elif given.rows:
-    raise ValueError(f"--rows={given.rows} is for --synthetic: a source has the rows that it has")
-  else:
-    dataset = data.open_rows(given.config.data)
+  dataset = asked_for(given)
   print(f"jsel: {dataset.name}: {dataset.train!r}", flush=True)
   prepare(
     dataset,

@@ -85,9 +85,9 @@ class ArrayRows:
     """The examples ``ids`` (`Rows.take`)."""
     ids = checked_ids(ids, self.size, what=self.what)
     return checked_rows(
-      # np.take gives a plain array of the caller's own, also of a memory map.
-      np.take(self._inputs, ids, axis=0),
-      np.take(self._labels, ids),
+      # An array of the caller's own, and a plain one of a memory map too.
+      np.asarray(np.take(self._inputs, ids, axis=0)),
+      np.asarray(np.take(self._labels, ids)),
       ids,
       what=self.what,
       classes=self._classes,

@@ -60,6 +60,8 @@ class TfdsRows:
     self._is_image = isinstance(feature, tfds.features.Image)
     try:
       instructions = info.splits[split].file_instructions
+      if not instructions:
+        raise ValueError(f"split {split!r} has no rows")
       decoders = {input_feature: tfds.decode.SkipDecoding()} if self._is_image else None
       self._source = builder.as_data_source(split, decoders=decoders)
     except (ValueError, KeyError) as error:
@@ -71,8 +73,6 @@ class TfdsRows:
     self._input, self._label, self.image_size = input_feature, label_feature, image_size
     self._classes = classes or getattr(label, "num_classes", None) or 0
     self.size = len(self._source)
-    if not self.size:
-      raise ValueError(f"{self.what} has no rows")
     if self._is_image:
       self.input_dtype = np.dtype(np.uint8)
       self.input_shape = images.shape_of(

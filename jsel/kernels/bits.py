@@ -1,9 +1,29 @@
-"""Rows of bits in words of 32."""
+"""Bits: of numbers as integers, and of masks in words of 32."""
 
 import jax
 import jax.numpy as jnp
 
 WORD = 32
+
+
+def to_integers(x: jax.Array) -> jax.Array:
+  """The bits of ``x`` as unsigned integers of its width, which nothing rounds or quiets.
+
+  >>> to_integers(jnp.array([-0.0, 1.0])).tolist()
+  [2147483648, 1065353216]
+  """
+  if x.dtype == jnp.bool_:
+    return x.astype(jnp.uint8)
+  return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+
+
+def from_integers(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """What `to_integers` was given, of ``dtype``.
+
+  >>> from_integers(jnp.array([1065353216], jnp.uint32), jnp.float32).tolist()
+  [1.0]
+  """
+  return x.astype(jnp.bool_) if dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, dtype)
 
 
 def pack(mask: jax.Array) -> jax.Array:
