@@ -12,8 +12,9 @@ import jsel.data.moments
 from jsel.data import images, records
 from jsel.data.rows import Rows, blocks, read_labels
 
-# Grain reads single records: group_size 1. Encoded images would not get smaller by compression.
-OPTIONS = {"raw": "group_size:1", "image": "group_size:1,uncompressed"}
+# Single records are read at random: a group of more would be read and thrown away. Pixels and PNG
+# or JPEG files hardly get smaller by compression, which costs more than it takes to read them.
+OPTIONS = "group_size:1,uncompressed"
 CHUNK = 1 << 22  # bytes hashed at a time
 
 
@@ -75,7 +76,7 @@ def write_part(
   start = 0
   for number, end in enumerate(ends):
     path = folder / f"{part}-{number:05d}-of-{shards:05d}.array_record"
-    writer = ArrayRecordWriter(str(path), OPTIONS[encoding])
+    writer = ArrayRecordWriter(str(path), OPTIONS)
     try:
       for ids in blocks(rows, start, end):
         inputs, records_of = block(rows, ids, labels, encoding=encoding, image_size=image_size)
