@@ -1,15 +1,14 @@
 """What a compiler says of a program: memory of a device, collectives, and whether it fits."""
 
-import math
 import re
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jsel.compiled.collectives import Collective, collectives
 from jsel.compiled.programs import Program, Run
+from jsel.training.memory import device_bytes
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -47,7 +46,7 @@ def compile_program(program: Program, devices: int) -> Account:
       raise
     seconds = time.perf_counter() - begin
     reason = " ".join(str(error).split("\n")[0].split())
-    arguments = sum(sizes(program.arguments).values())
+    arguments = device_bytes(program.arguments)
     needed = _needed(str(error))
     return Account(
       program.name, program.steps, seconds, arguments, 0, 0, 0, 0, None, [], reason, needed
@@ -82,19 +81,6 @@ def _needed(message: str) -> int:
   return max((int(float(number) * UNITS[unit]) for number, unit in amounts), default=0)
 
 
-def sizes(tree: Any) -> dict[str, int]:
-  """Bytes on one device of every leaf of a tree of shapes with shardings, by its place."""
-
-  def of_leaf(leaf) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return 8 * math.prod(shape)  # two words of threefry
-    return math.prod(shape) * np.dtype(leaf.dtype).itemsize
-
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path): of_leaf(leaf) for path, leaf in leaves}
-
-
 class Memory(NamedTuple):
   """What a run takes of a device, in bytes."""
 
@@ -111,8 +97,7 @@ class Memory(NamedTuple):
 
 def account_memory(run: Run, accounts: list[Account]) -> Memory:
   """Adds up what stays on a device and what the largest program takes beside it."""
-  of = lambda tree: sum(sizes(tree).values())
-  state = run.state
+  of, state = device_bytes, run.state
   kept = {
     "parameters": of((state.params, state.variables)),
     "optimizer": of(state.opt_state),
@@ -129,9 +114,14 @@ def account_memory(run: Run, accounts: list[Account]) -> Memory:
     listed += of(run.given)
   if run.kept_plans:
     kept["next plan"] = kept["selector"] + kept["plan"]
-  beside = lambda account: (
-    account.temporaries if account.name == "plan" and run.kept_plans else account.beside
-  )
+
+  def beside(account: Account) -> int:
+    if account.name == "plan" and run.kept_plans:
+      return account.temporaries  # its outputs are the next plan
+    if account.name == "fit":
+      return account.beside + max(account.arguments - kept["pool"], 0)  # and the features
+    return account.beside
+
   largest = max(accounts, key=beside)
   # What a compiler refuses it may tell the need of, arguments included.
   refused = max((account.needed - sum(kept.values()) for account in accounts), default=0)

@@ -119,6 +119,8 @@ def _tpus(topology: str, tpu: Tpu, shape: str) -> Machine:
       f" as {tpu.example}"
     )
   _require("libtpu", topology, "aot-tpu", "libtpu")
+  # Compilers do not stand in each other's way, as users of a TPU would.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   # Else libtpu asks Google Cloud's metadata server what machine this is, and complains that it is
   # none.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

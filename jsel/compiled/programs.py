@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -11,6 +12,7 @@ from jsel.compiled.operations import Operations, operations
 from jsel.selectors import Pool
 from jsel.sharding import replicated, rows_sharding
 from jsel.training import dispatch
+from jsel.training.fit import make_fit
 from jsel.training.plan import make_plan, make_plan_ids
 from jsel.training.setup import Examples, Setup, make_setup, pool_shapes
 from jsel.training.state import Keys, TrainState, init_state
@@ -18,6 +20,8 @@ from jsel.training.step import Given, make_candidate_step, make_step
 from jsel.training.streaming import ON_DEVICE, PUBLISHED_IDS
 
 SELECT, GATHER, EXPOSURE = "jsel_select", "jsel_gather", "jsel_exposure"  # scopes in the step
+# What a model would choose by the machine that it finds itself on, which is not the one meant.
+ON_ACCELERATORS = {"cnn": {"products": False}}
 
 
 class Program(NamedTuple):
@@ -26,7 +30,7 @@ class Program(NamedTuple):
   name: str
   function: Any  # of jax.jit
   arguments: tuple[Any, ...]  # of jax.ShapeDtypeStruct with shardings
-  steps: float  # training steps for which it is called once
+  steps: float  # training steps for which it is called once; 0: once in a run
 
 
 class Run(NamedTuple):
@@ -42,71 +46,86 @@ class Run(NamedTuple):
   operations: dict[str, Operations]  # of a step by scope; SELECT has its share of a plan
 
 
-def make_run(config: ConfigDict, examples: Examples, mesh: Mesh) -> Run:
+def make_run(config: ConfigDict, examples: Examples, mesh: Mesh, *, fit: bool = False) -> Run:
   """Everything that ``train.py`` would call with ``config`` on such data and such a mesh.
 
   Args:
     config: as `jsel.training.config.base_config` makes it.
     examples: of the training set.
-    mesh: of devices that need not be there.
+    mesh: of accelerators that need not be there.
+    fit: also the fit of the selector, if it has one.
 
   Raises:
     ValueError: if the parts of the config do not go together.
   """
+  config = config.copy_and_resolve_references()
+  for option, value in ON_ACCELERATORS.get(config.model.name, {}).items():
+    if config.model[config.model.name][option] is None:
+      config.model[config.model.name][option] = value
   setup = make_setup(config, examples, mesh)
   pool = pool_shapes(examples, config.feed, mesh)
-  keys = Keys(*[_place(jax.eval_shape(lambda: jax.random.key(0)), mesh)] * 3)
-  rules = config.sharding.rules
-  options: dict[str, Any] = {"mesh": mesh, "batch_size": config.batch_size}
+  key = _shape(mesh, jax.eval_shape(lambda: jax.random.key(0)))
+  of_batch: dict[str, Any] = {"mesh": mesh, "batch_size": config.batch_size}
   state = init_state(
-    keys,
+    Keys(key, key, key),
     setup.make_model,
     setup.learner.optimizer,
     setup.selector,
     pool,
-    rules=rules,
-    **options,
+    rules=config.sharding.rules,
+    **of_batch,
   )
   resident = config.feed == "resident"
   given = None if resident else _given(examples, setup.candidates, config.batch_size, mesh)
-  learning = (setup.learner, setup.selector, state)
+  kept_plans = not (resident or setup.candidates or setup.selector.feedback)
+  programs, counted = _programs(config, setup, state, pool, given, kept_plans, mesh)
+  if fit and setup.selector.fit:
+    features = _features(config, setup, examples, pool, mesh)
+    arguments = (key, features, pool._replace(rows={}))
+    programs.append(Program("fit", make_fit(setup.selector, mesh), arguments, 0))
   ahead = 0 if resident else ON_DEVICE
-  if setup.candidates:
-    step = make_candidate_step(*learning, rules=rules, **options)
-    programs = [Program("step", step, (state, pool, given), 1)]
-    return Run(setup, state, pool, given, ahead, False, programs, _operations(programs[0], None, 1))
+  return Run(setup, state, pool, given, ahead, kept_plans, programs, counted)
 
-  stepping = {"refresh_steps": config.selector.refresh_steps, "rules": rules, **options}
-  update = Program(
-    "update", make_step(*learning, fused=False, **stepping), (state, pool, given), 1
+
+def _programs(
+  config: ConfigDict,
+  setup: Setup,
+  state: TrainState,
+  pool: Pool,
+  given: Given | None,
+  kept_plans: bool,
+  mesh: Mesh,
+) -> tuple[list[Program], dict[str, Operations]]:
+  """What is called again and again, and the operations of a step with its share of a plan."""
+  of_batch: dict[str, Any] = {"mesh": mesh, "batch_size": config.batch_size}
+  rules, refresh_steps = config.sharding.rules, config.selector.refresh_steps
+  selector, every = setup.selector, setup.budget.steps_per_plan
+  learning = (setup.learner, selector, state)
+  if setup.candidates:
+    function = make_candidate_step(*learning, rules=rules, **of_batch)
+    step = Program("step", function, (state, pool, given), 1)
+    return [step], _operations(step, None, 1)
+  build = lambda fused, steps: make_step(
+    *learning, fused=fused, steps=steps, refresh_steps=refresh_steps, rules=rules, **of_batch
   )
-  planning = (state.key, state.step, state.selector, state.plan, pool)
-  every = setup.budget.steps_per_plan
-  kept = not resident and not setup.selector.feedback
-  plan = Program(
-    "plan",
-    make_plan(setup.selector, state.selector, state.plan, **options, donate=not kept),
-    planning,
-    every,
-  )
+  update = Program("update", build(False, 1), (state, pool, given), 1)
+  planning = make_plan(selector, state.selector, state.plan, donate=not kept_plans, **of_batch)
+  plan = Program("plan", planning, (state.key, state.step, state.selector, state.plan, pool), every)
   counted = _operations(update, plan, every)
-  if not resident:
-    rows = min(PUBLISHED_IDS // config.batch_size, -(-setup.selector.most // config.batch_size))
-    length = max(rows, 1)
-    ids = Program(
-      "ids", make_plan_ids(**options, steps=length), (state.key, state.plan, state.step), length
-    )
-    return Run(setup, state, pool, given, ahead, kept, [update, plan, ids], counted)
+  if given:
+    steps = max(min(PUBLISHED_IDS // config.batch_size, -(-selector.most // config.batch_size)), 1)
+    ids = make_plan_ids(steps=steps, **of_batch)
+    to_host = Program("ids", ids, (state.key, state.plan, state.step), steps)
+    return [update, plan, to_host], counted
   how = dispatch.choose(
     config.dispatch,
     platform=mesh.devices.flat[0].platform,
     convolutional=setup.convolutional,
+    resident=True,
   )
   if not how.fused:
-    return Run(setup, state, pool, given, ahead, kept, [update, plan], counted)
-  fused = make_step(*learning, fused=True, steps=how.steps, **stepping)
-  programs = [Program("step", fused, (state, pool, None), how.steps)]
-  return Run(setup, state, pool, given, ahead, kept, programs, counted)
+    return [update, plan], counted
+  return [Program("step", build(True, how.steps), (state, pool, None), how.steps)], counted
 
 
 def _operations(step: Program, plan: Program | None, every: int) -> dict[str, Operations]:
@@ -125,13 +144,23 @@ def _given(examples: Examples, candidates: int, batch_size: int, mesh: Mesh) -> 
   column = lambda dtype, *shape: jax.ShapeDtypeStruct(
     (rows, *shape), dtype, sharding=rows_sharding(mesh)
   )
-  ids = column(np.int32) if candidates else None
-  return Given(
-    column(examples.input_dtype, *examples.input_shape),  # pyrefly: ignore
-    column(np.int32),  # pyrefly: ignore
-    ids,  # pyrefly: ignore
-  )
+  inputs, labels = column(examples.input_dtype, *examples.input_shape), column(np.int32)
+  return Given(inputs, labels, column(np.int32) if candidates else None)  # pyrefly: ignore
 
 
-def _place(shape: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _features(
+  config: ConfigDict, setup: Setup, examples: Examples, pool: Pool, mesh: Mesh
+) -> jax.ShapeDtypeStruct:
+  """What a selector is fitted on: the pool's rows, or what the model makes of them."""
+  if not config.selector.fit_step:
+    return pool.rows["inputs"]  # pyrefly: ignore
+  model = nnx.eval_shape(lambda: setup.make_model(nnx.Rngs(0)))
+  row = jax.ShapeDtypeStruct((1, *examples.input_shape), np.float32)
+  outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, row)
+  shape = (pool.valid.shape[0], outputs.features.shape[1])
+  return jax.ShapeDtypeStruct(shape, np.float32, sharding=rows_sharding(mesh))
+
+
+def _shape(mesh: Mesh, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """``shape`` on every device."""
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=replicated(mesh))
