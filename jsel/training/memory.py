@@ -57,13 +57,13 @@ def plan_memory(
   rows = jax.ShapeDtypeStruct((part, *input_shape), input_dtype)
   devices = learner.mesh.size
   kinds = {
-    "pool": _bytes(pool.rows) + _bytes(pool.valid),
-    "selector": _bytes(state.selector),
-    "plan": _bytes(state.plan),
-    "exposure": _bytes(state.exposure),
-    "parameters": _bytes(state.params) + _bytes(state.variables),
-    "gradients": _bytes(state.params),
-    "optimizer": _bytes(state.opt_state),
+    "pool": device_bytes(pool.rows) + device_bytes(pool.valid),
+    "selector": device_bytes(state.selector),
+    "plan": device_bytes(state.plan),
+    "exposure": device_bytes(state.exposure),
+    "parameters": device_bytes(state.params) + device_bytes(state.variables),
+    "gradients": device_bytes(state.params),
+    "optimizer": device_bytes(state.opt_state),
     "batches": (batch_size + given_rows) * _row_bytes(input_shape, input_dtype) // devices,
     "activations": _kept_for_backward(learner, state, rows) // devices,
   }
@@ -76,9 +76,9 @@ def check_fits(plan: MemoryPlan, *, feed: str, note: Callable[[str], Any]) -> No
   Raises:
     ValueError: naming what takes most and what to change.
   """
-  parts = ", ".join(f"{name} {_readable(size)}" for name, size in plan.kinds.items() if size)
-  room = "of unknown memory" if plan.limit is None else f"of {_readable(plan.limit)}"
-  note(f"memory a device: {parts}; {_readable(plan.total)} {room}")
+  parts = ", ".join(f"{name} {readable(size)}" for name, size in plan.kinds.items() if size)
+  room = "of unknown memory" if plan.limit is None else f"of {readable(plan.limit)}"
+  note(f"memory a device: {parts}; {readable(plan.total)} {room}")
   if plan.limit is None or plan.total <= plan.limit:
     return
   largest = max(plan.kinds, key=lambda name: plan.kinds[name])
@@ -87,18 +87,18 @@ def check_fits(plan: MemoryPlan, *, feed: str, note: Callable[[str], Any]) -> No
     "activations": "raise --config.accumulate, or remat the model",
   }.get(largest, "raise --config.sharding.fsdp, or use more devices")
   raise ValueError(
-    f"the run does not fit: it needs {_readable(plan.total)} a device and there are"
-    f" {_readable(plan.limit)}, {largest} takes {_readable(plan.kinds[largest])}: {remedy}"
+    f"the run does not fit: it needs {readable(plan.total)} a device and there are"
+    f" {readable(plan.limit)}, {largest} takes {readable(plan.kinds[largest])}: {remedy}"
   )
 
 
-def _bytes(tree: Any) -> int:
-  """Bytes of a tree of shapes on one device."""
+def device_bytes(tree: Any) -> int:
+  """Bytes on one device of a tree of arrays or shapes that have a sharding."""
 
   def of_leaf(leaf) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return 8
     shape = leaf.sharding.shard_shape(leaf.shape)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return 8 * math.prod(shape)  # two words
     return math.prod(shape) * np.dtype(leaf.dtype).itemsize
 
   return sum(of_leaf(leaf) for leaf in jax.tree.leaves(tree))
@@ -139,7 +139,12 @@ def _limit(device: jax.Device) -> int | None:
   return stats.get("bytes_limit") if stats else None
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
+  """Bytes for people.
+
+  >>> readable(3 * 2**29)
+  '1.5 GiB'
+  """
   units = ["B", "KiB", "MiB", "GiB", "TiB"]
   power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
   return f"{size / 1024**power:.3g} {units[power]}"
