@@ -45,8 +45,13 @@ class Hosts:
         }
       self.processes.append(
         subprocess.Popen(
-          [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
-          + [*options],
+          [
+            sys.executable,
+            "train.py",
+            "--config=configs/digits.py",
+            f"--workdir={workdir}",
+            *options,
+          ],
           cwd=ROOT,
           env=environment,
           stdout=subprocess.PIPE,
