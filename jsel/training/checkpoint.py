@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 from absl import logging as absl_logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 # Orbax tells every stage of every save at INFO; its warnings and errors pass.
@@ -57,6 +58,9 @@ class Checkpoints:
     self.directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       _set_incomplete_aside(self.directory)
+    if jax.process_count() > 1:  # the others must not count those before
+      multihost_utils.sync_global_devices("jsel_checkpoints_set_aside")
+    self._saved: int | None = None
     policies = ocp.training
     self._checkpointer = policies.Checkpointer(
       self.directory,
@@ -80,7 +84,8 @@ class Checkpoints:
     Raises:
       ValueError: if a leaf or the metadata cannot be stored.
     """
-    if step in self._steps():
+    # The step that is being saved just now is not complete for one process and is for another.
+    if step == self._saved or step in self._steps():
       return
     leaves = _by_name(state)
     arrays = {n: x for n, x in leaves.items() if isinstance(x, jax.Array) and x.size}
@@ -93,6 +98,7 @@ class Checkpoints:
     except TypeError as error:
       raise ValueError(f"the metadata of a checkpoint must be JSON: {error}") from error
     self._checkpointer.save_async(step, arrays, force=True, custom_metadata=about)
+    self._saved = step
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""

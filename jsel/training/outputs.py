@@ -68,7 +68,8 @@ def check_workdir(path: os.PathLike[str] | str) -> epath.Path:
   """
   workdir = epath.Path(path)
   workdir = workdir if is_remote(workdir) else workdir.expanduser().absolute()
-  probe = workdir / f".probe.{os.getpid()}"
+  # Two hosts may give their processes the same number.
+  probe = workdir / f".probe.{jax.process_index()}.{os.getpid()}"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b"")
