@@ -1,0 +1,92 @@
+"""A run that reads its pool needs little memory, and what measures that would see more."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks import big_pool
+from jsel.data.array_record import ArrayRecordRows, find_shards
+from jsel.data.feed import Feed
+
+ROWS, ROW_BYTES = 4096, 32 * 32 * 3  # 12 MB
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("pool")
+  big_pool.prepare(folder, shape="smoke", rows=ROWS, test_rows=64, shards=2)
+  return folder
+
+
+def test_what_the_pool_consists_of(folder):
+  facts = big_pool.facts(folder)
+  assert facts["rows"] == ROWS
+  assert facts["bytes"] == ROWS * ROW_BYTES
+  assert facts["files"] == 2
+
+
+def test_memory_of_a_child_is_seen(tmp_path):
+  # The child holds 200 MiB, the process that is watched holds none.
+  child = f"x = bytearray({200 * MIB}); import time; time.sleep(1.5)"
+  parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+  found = big_pool.watched([sys.executable, "-c", parent], tmp_path / "log")
+  assert found["most_processes"] == 2
+  # Two interpreters take some 10 MiB each.
+  assert 200 * MIB < found["peak_unbacked_bytes"] < 260 * MIB
+  assert found["peak_unbacked_bytes"] <= found["peak_bytes"]
+
+
+def test_memory_that_processes_share_counts_once(tmp_path):
+  code = "\n".join(
+    (
+      "import mmap, os, time",
+      f"x = mmap.mmap(-1, {200 * MIB})",
+      f"x.write(bytes({200 * MIB}))",
+      "os.fork()",
+      "x[::4096]",
+      "time.sleep(1.5)",
+    )
+  )
+  found = big_pool.watched([sys.executable, "-c", code], tmp_path / "log")
+  assert found["most_processes"] == 2
+  # At first the parent holds it twice, in a bytes object too.
+  assert 200 * MIB < found["last_bytes"] < 260 * MIB
+
+
+def test_a_command_that_fails_is_an_error(tmp_path):
+  with pytest.raises(RuntimeError, match="ended with 3"):
+    big_pool.watched([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_a_run_that_reads_stays_small(folder):
+  found = big_pool.train(folder, feed="planned", selector="loss", steps=20, batch_size=64)
+  # 0.5 GiB of Python, JAX and compiled programs, and of the pool a few batches.
+  assert 0.2 * 1024 * MIB < found["peak_bytes"] < 0.9 * 1024 * MIB
+  assert len(found["examples_per_second"]) == 9
+
+
+def test_a_feed_holds_no_more_than_it_reads_ahead(folder):
+  """Its steps read 128 MiB in all; one that kept or hurried ahead would hold half of it."""
+  rows = ArrayRecordRows(find_shards(str(folder / "train"), key="train", cache_dir=""), what="pool")
+  batch_size, steps = 1024, 43
+  ids = np.random.default_rng(0).integers(ROWS, size=(steps, batch_size)).astype(np.int32)
+  with Feed(rows, start=0, workers=0, threads=2, ahead=2) as feed:
+    feed.publish(0, ids)
+    for _ in range(3):  # allocators and readers have what they need
+      next(feed)
+    before = big_pool.memory(os.getpid()).unbacked
+    time.sleep(1)  # to read ahead as far as it will
+    for _ in range(20):
+      next(feed)
+    time.sleep(1)
+    assert big_pool.memory(os.getpid()).unbacked - before < 10 * batch_size * ROW_BYTES
+
+
+def test_runs_over_the_limit_are_named():
+  results = [{"feed": "planned", "selector": name, "peak_bytes": 100 * MIB} for name in "ab"]
+  results[1]["peak_bytes"] += 1
+  assert big_pool.over(results, 100 / 1024) == results[1:]
