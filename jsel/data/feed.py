@@ -32,7 +32,7 @@ class Feed:
   (`jsel.data.device.local_columns`).
 
   Call `publish` before `next`, as early as the ids are known, and `close` at the end (or use
-  ``with``). What is read ahead is at most ``ahead + threads`` batches with threads, and
+  ``with``). What is read ahead is at most ``max(ahead, threads)`` batches with threads, and
   ``2 * ahead + threads + 2`` a process with processes.
 
   Args:
@@ -65,7 +65,6 @@ class Feed:
       if value < least:
         raise ValueError(f"a feed needs {name} of at least {least}, got {value}")
     self._size, self._start, self._step = rows.size, start, start
-    self._closed = False
     self._board = Board(start)
     self._server = Server(self._board) if workers else None
     source = _Steps(rows, self._server.client() if self._server else self._board, start)
@@ -81,9 +80,10 @@ class Feed:
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
         worker_init_fn=_init_worker,
       )
-    self._iterator = iter(dataset)
-    self._iterator.get_state()  # makes the iterators of the processes, for the next line to start
-    self._iterator.start_prefetch()
+    iterator = iter(dataset)
+    iterator.get_state()  # makes the iterators of the processes, for the next line to start
+    iterator.start_prefetch()
+    self._iterator: grain.DatasetIterator[dict[str, Any]] | None = iterator  # None once closed
 
   @property
   def step(self) -> int:
@@ -106,16 +106,16 @@ class Feed:
     Raises:
       ValueError: for steps that do not follow, ids of another shape or dtype, or out of range.
     """
-    if self._closed:
+    if self._iterator is None:
       raise ValueError("the feed is closed: no more steps can be published")
+    if ids.ndim != 2 or not ids.size or ids.dtype != np.int32:
+      raise ValueError(
+        f"ids of steps are int32 [steps, b], got {ids.dtype} {list(ids.shape)}: cut them so"
+      )
     fresh = self._board.end == self._start
     if first != self._board.end and not (fresh and first < self._start < first + len(ids)):
       raise ValueError(
         f"steps from {first} on do not follow those published: publish from {self._board.end} on"
-      )
-    if ids.ndim != 2 or not ids.size or ids.dtype != np.int32:
-      raise ValueError(
-        f"ids of steps are int32 [steps, b], got {ids.dtype} {list(ids.shape)}: cut them so"
       )
     outside = (ids < 0) | (ids >= self._size)
     if outside.any():
@@ -139,7 +139,7 @@ class Feed:
       RuntimeError: if a worker process was killed; other errors that a process met, with their
         trace as a note. After an error of a worker the feed is closed.
     """
-    if self._closed:
+    if self._iterator is None:
       raise ValueError(f"the feed is closed: there is no batch of step {self._step}")
     if self._step >= self._board.end:
       raise ValueError(f"step {self._step} is not published: it would be waited for in vain")
@@ -156,10 +156,11 @@ class Feed:
 
   def close(self) -> None:
     """Ends workers, waiting or not; may be called again."""
-    self._closed = True
     self._board.close()  # first: the iterator waits for threads that wait at the board
-    self._iterator.close()
-    if self._server:
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+    if self._server is not None:
       self._server.close()
       self._server = None
 

@@ -48,8 +48,12 @@ def threads_feed(rows, *, start=0, ahead=3):
   return Feed(rows, start=start, workers=0, threads=2, ahead=ahead)
 
 
-def processes_feed(rows, *, start=0, workers=2):
-  return Feed(rows, start=start, workers=workers, threads=2, ahead=1)
+def process_feed(rows, *, start=0):
+  return Feed(rows, start=start, workers=1, threads=2, ahead=1)
+
+
+def processes_feed(rows, *, start=0):
+  return Feed(rows, start=start, workers=2, threads=1, ahead=1)
 
 
 def check(batch, rows, ids):
@@ -211,7 +215,7 @@ def test_numbers_that_cannot_be_are_refused(rows, field):
     Feed(rows, **numbers)
 
 
-@pytest.mark.parametrize("kind", [threads_feed, processes_feed])
+@pytest.mark.parametrize("kind", [threads_feed, process_feed])
 def test_a_bad_row_reaches_the_caller_as_it_was_said(ids, kind):
   labels = np.zeros(50, np.int32)
   labels[33] = 9
@@ -252,7 +256,7 @@ def test_an_error_of_any_kind_can_go_to_another_process():
 
 
 def test_a_killed_worker_is_an_error_and_what_the_group_is_sent_is_none(rows, ids):
-  feed = processes_feed(rows, workers=1)
+  feed = process_feed(rows)
   feed.publish(0, ids[:3])
   check(next(feed), rows, ids[0])
   (worker,) = multiprocessing.active_children()
