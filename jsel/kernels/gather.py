@@ -42,7 +42,7 @@ def gather(
     them on one device, take b / D / c rounds: b rows in all, in the same memory.
   - ``auto`` is ``all_to_all`` where a round moves at least 2**20 bytes less.
     An interconnect of 100 GB/s needs ten microseconds for them, and so, about,
-    does an accelerator to work out who sends what. (The CPU gains from a tenth.)
+    does an accelerator to work out who sends what. (The CPU gains from a third.)
 
   Args:
     x: ``[n, ...]`` rows of any real dtype or bool.
