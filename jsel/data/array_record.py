@@ -1,10 +1,11 @@
 """Rows of sets that `python -m jsel.data.prepare` has written as array_record."""
 
 import json
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
 from ml_collections import ConfigDict
 
 from jsel.data import cache, files, images, numpy_files, records
@@ -13,6 +14,8 @@ from jsel.data.moments import Moments
 from jsel.data.parts import open_parts, parts_sha256
 from jsel.data.rows import RowsDataset, checked_ids, checked_rows, describe
 
+# One record is read at a time: nothing ahead of it, and little beside it.
+READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 4096}
 PREPARE = "python -m jsel.data.prepare --config.data.name=... --out=DIR"
 
 
@@ -67,10 +70,6 @@ class ShardOf(NamedTuple):
   info: records.Info
   shard: records.Shard
   first: int  # its first row in the part
-  examples_in_shard: int  # these four are what ArrayRecordDataSource looks at
-  filename: str
-  skip: int
-  take: int
 
 
 def find_shards(patterns: str, *, key: str, cache_dir: str) -> list[ShardOf]:
@@ -86,9 +85,8 @@ def find_shards(patterns: str, *, key: str, cache_dir: str) -> list[ShardOf]:
     check_files(folder, info)
     first = 0
     for shard in info.shards:
-      file = files.join(folder, shard.file)
       if is_folder or shard.file == name:
-        found.append(ShardOf(folder, info, shard, first, shard.rows, file, 0, shard.rows))
+        found.append(ShardOf(folder, info, shard, first))
       first += shard.rows
     if not is_folder and name not in [shard.file for shard in info.shards]:
       raise ValueError(f"{path} is no file of records that {folder}/info.json names")
@@ -158,9 +156,10 @@ class ArrayRecordRows:
     self.input_shape = (
       (self.image_size, self.image_size, info.shape[2]) if is_resized else info.shape
     )
-    self.size = sum(shard.take for shard in shards)
     self._classes, self._shards = info.classes, shards
-    self._source = ArrayRecordDataSource(shards)
+    self._ends = np.cumsum([shard.shard.rows for shard in shards])
+    self.size = int(self._ends[-1])
+    self._reset()
     # Of several parts or some of the shards, or in another size, the moments are not known.
     is_whole = [shard.shard for shard in shards] == list(info.shards)
     self._is_as_prepared = is_whole and self.input_shape == info.shape
@@ -174,15 +173,17 @@ class ArrayRecordRows:
         rows, ids, shape=self.input_shape, size=self.image_size, what=self.what
       )
     else:
-      inputs = np.empty((len(ids), *self.input_shape), self.input_dtype)
-      little = self.input_dtype.newbyteorder("<")
+      row_bytes = int(np.prod(self.input_shape)) * self.input_dtype.itemsize
+      places = np.empty((len(ids), row_bytes), np.uint8)
       for at, row in enumerate(rows):
-        if len(row) != inputs[at].nbytes:
+        if len(row) != row_bytes:
           raise ValueError(
-            f"{self.what}: row {ids[at]} has {len(row)} bytes, expected {inputs[at].nbytes}:"
-            " prepare the set again"
+            f"{self.what}: row {ids[at]} has {len(row)} bytes, expected {row_bytes}: prepare the"
+            " set again"
           )
-        inputs[at] = np.frombuffer(row, little).reshape(self.input_shape)
+        places[at] = row
+      little = places.view(self.input_dtype.newbyteorder("<"))
+      inputs = little.reshape(len(ids), *self.input_shape).astype(self.input_dtype, copy=False)
     return checked_rows(inputs, labels, ids, what=self.what, classes=self._classes)
 
   def encoded(self, ids: np.ndarray) -> list[bytes]:
@@ -200,7 +201,7 @@ class ArrayRecordRows:
     pieces = []
     for shard in self._shards:
       labels = numpy_files.read_npy(files.join(shard.folder, shard.info.labels.file))
-      pieces.append(labels[shard.first : shard.first + shard.take])
+      pieces.append(labels[shard.first : shard.first + shard.shard.rows])
     return np.concatenate(pieces)
 
   def moments(self) -> Moments | None:
@@ -215,28 +216,58 @@ class ArrayRecordRows:
   def sha256(self) -> str:
     """Of the records' hash and the shards' sizes in info.json, and the size of images."""
     told = [
-      f"{s.info.sha256} {s.info.part} {s.first} {s.take} {s.shard.bytes}" for s in self._shards
+      f"{s.info.sha256} {s.info.part} {s.first} {s.shard.rows} {s.shard.bytes}"
+      for s in self._shards
     ]
     return combined("array_record", *told, f"{self.input_shape}")
 
-  def _read(self, ids: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+  def _read(self, ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Labels and bytes of the rows ``ids``."""
-    labels, rows = np.empty(len(ids), np.int64), []
-    try:
-      found = self._source.__getitems__(ids.tolist()) if ids.size else []
-    except (RuntimeError, ValueError) as error:
-      text = " ".join(str(error).split())
-      raise ValueError(
-        f"{self.what}: a record among rows {ids.min()} to {ids.max()} is broken ({text}): copy the"
-        " files again, or prepare the set again"
-      ) from error
-    for at, record in enumerate(found):
+    numbers = np.searchsorted(self._ends, ids, side="right")
+    labels, rows = np.empty(len(ids), np.int64), [np.empty(0, np.uint8)] * len(ids)
+    for number in np.unique(numbers).tolist():
+      places = np.flatnonzero(numbers == number)
+      shard = self._shards[number]
+      within = ids[places] - (self._ends[number] - shard.shard.rows)
       try:
-        labels[at], row = records.unpack(record)
-      except ValueError as error:
-        raise ValueError(f"{self.what}: row {ids[at]} is {error}: prepare the set again") from error
-      rows.append(row)
+        found = self._reader(number).read(within.tolist())
+      except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+          f"{self.what}: a record among rows {ids[places].min()} to {ids[places].max()} in"
+          f" {shard.shard.file} is broken ({text}): copy it again, or prepare the set again"
+        ) from error
+      for at, record in zip(places.tolist(), found, strict=True):
+        try:
+          labels[at], rows[at] = records.unpack(record)
+        except ValueError as error:
+          raise ValueError(
+            f"{self.what}: row {ids[at]} is {error}: prepare the set again"
+          ) from error
     return labels, rows
+
+  def _reader(self, number: int) -> Any:
+    """The reader of a shard, which threads may share, opened when it is first read from."""
+    reader = self._readers.get(number)
+    if reader is None:
+      with self._lock:
+        if number not in self._readers:
+          shard = self._shards[number]
+          path = files.join(shard.folder, shard.shard.file)
+          self._readers[number] = ArrayRecordReader(path, **READER)
+        reader = self._readers[number]
+    return reader
+
+  def _reset(self) -> None:
+    self._readers: dict[int, Any] = {}
+    self._lock = threading.Lock()
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {name: x for name, x in self.__dict__.items() if name not in ("_readers", "_lock")}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._reset()
 
   def __repr__(self) -> str:
     return f"ArrayRecordRows({self.what}, {describe(self)})"

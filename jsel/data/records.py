@@ -56,21 +56,22 @@ class Info(NamedTuple):
 def pack(label: int, row: bytes) -> bytes:
   """A record.
 
-  >>> unpack(pack(7, b"row"))
-  (7, <memory at ...>)
+  >>> label, row = unpack(pack(7, b"row"))
+  >>> label, bytes(row)
+  (7, b'row')
   """
   return HEADER.pack(MAGIC, label) + row
 
 
-def unpack(record: bytes) -> tuple[int, bytes | memoryview]:
-  """Label and row of a record.
+def unpack(record: bytes) -> tuple[int, np.ndarray]:
+  """Label and row of a record, the row as ``uint8[bytes]``.
 
   Raises:
     ValueError: if it is none.
   """
   if len(record) < HEADER.size or record[:4] != MAGIC:
     raise ValueError(f"no record of this format, it begins with 0x{record[:8].hex()}")
-  return HEADER.unpack_from(record)[1], memoryview(record)[HEADER.size :]
+  return HEADER.unpack_from(record)[1], np.frombuffer(record, np.uint8, offset=HEADER.size)
 
 
 def to_json(info: Info) -> dict[str, Any]:

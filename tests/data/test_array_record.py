@@ -149,7 +149,7 @@ def test_changed_bytes_are_found_or_change_nothing(prepared, vectors, rng):
       np.testing.assert_array_equal(batch["inputs"], vectors[0][33:])
   assert len(refused) > 30
   told = re.compile(
-    r".*/test: a record among rows 33 to 49 is broken \(.*\): copy the files again.*"
+    r".*/test: a record among rows 33 to 49 in test-00002.* is broken \(.*\): copy it again.*"
   )
   assert all(map(told.fullmatch, refused))
 
@@ -240,7 +240,8 @@ def test_a_set_is_normalized_by_what_info_says(tmp_path, rng):
 
 
 def test_a_record_is_no_pickle_and_says_so():
-  assert records.unpack(records.pack(2**31 - 1, b"")) == (2**31 - 1, b"")
+  label, row = records.unpack(records.pack(2**31 - 1, b"x"))
+  assert (label, bytes(row)) == (2**31 - 1, b"x")
   for broken in (b"", b"jsr1", b"\x80\x05abcdefgh"):
     with pytest.raises(ValueError, match="no record of this format"):
       records.unpack(broken)
