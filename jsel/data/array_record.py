@@ -76,20 +76,23 @@ def find_shards(patterns: str, *, key: str, cache_dir: str) -> list[ShardOf]:
   """The shards that ``patterns`` names, each checked to be there in its full size."""
   found: list[ShardOf] = []
   remedy = f"correct --config.data.{key} or --config.data.dir, or prepare it with `{PREPARE}`"
+  opened: dict[str, tuple[str, records.Info]] = {}  # a glob may name many shards of one folder
   for path in files.expand(patterns, remedy=remedy):
     is_folder = files.is_folder(path)
-    folder, _, name = (path, "", "") if is_folder else path.rpartition("/")
-    info = read_info(folder)
-    if files.is_remote(folder):
-      folder = cache.local_copy(folder, info, cache_dir)
-    check_files(folder, info)
+    source, _, name = (path, "", "") if is_folder else path.rpartition("/")
+    if source not in opened:
+      info = read_info(source)
+      is_remote = files.is_remote(source)
+      opened[source] = cache.local_copy(source, info, cache_dir) if is_remote else source, info
+      check_files(*opened[source])
+    folder, info = opened[source]
     first = 0
     for shard in info.shards:
       if is_folder or shard.file == name:
         found.append(ShardOf(folder, info, shard, first))
       first += shard.rows
     if not is_folder and name not in [shard.file for shard in info.shards]:
-      raise ValueError(f"{path} is no file of records that {folder}/info.json names")
+      raise ValueError(f"{path} is no file of records that {source}/info.json names")
   return found
 
 

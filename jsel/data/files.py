@@ -141,6 +141,12 @@ def read_many(paths: Sequence[str]) -> list[bytes]:
   """The whole of each file, all at once where the driver can do that."""
   if not paths:
     return []
+  if not is_remote(paths[0]):
+    pieces = []
+    for path in paths:
+      with reading(path), open(path, "rb") as file:
+        pieces.append(file.read())
+    return pieces
   whole = [None] * len(paths)
   system, _ = filesystem(paths[0])
   inner = [filesystem(path)[1] for path in paths]
@@ -157,13 +163,27 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def find(folder: str) -> dict[str, int]:
-  """The files below ``folder``, by path relative to it, and their bytes; sorted by path."""
+  """The files in ``folder`` and in its folders, by path relative to it, and their bytes; sorted."""
   system, inner = filesystem(folder)
+  if not is_remote(folder):
+    # Not fsspec's listing, which takes a kilobyte a file.
+    found = dict(list_local(inner)) if os.path.isdir(inner) else {}
+    return {path: found[path] for path in sorted(found)}
   with reading(folder):
     system.invalidate_cache()
-    found = system.find(inner, detail=True)
+    infos = system.find(inner, detail=True)
   start = len(inner.rstrip("/")) + 1
-  return {path[start:]: int(found[path]["size"]) for path in sorted(found)}
+  return {path[start:]: int(infos[path]["size"]) for path in sorted(infos)}
+
+
+def list_local(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
+  """Path relative to ``folder`` and bytes of its files and, if no prefix is given, its folders'."""
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.is_file():
+        yield f"{prefix}{entry.name}", entry.stat().st_size
+      elif not prefix and entry.is_dir():
+        yield from list_local(entry.path, f"{entry.name}/")
 
 
 def put(local: str, path: str) -> None:

@@ -72,16 +72,9 @@ def prepare(
   Raises:
     ValueError: if a part is there and not to be replaced, or a row is broken, with its id.
   """
-  parts = {
-    name: rows
-    for name, rows in (
-      ("train", dataset.train),
-      ("validation", dataset.validation),
-      ("test", dataset.test),
-    )
-    if rows is not None
-  }
-  for part in parts:
+  given = (dataset.train, dataset.validation, dataset.test)
+  parts = {part: rows for part, rows in zip(records.PARTS, given, strict=True) if rows is not None}
+  for part in records.PARTS:
     check_free(files.join(out, part), overwrite=overwrite)
 
   def write(part: str, rows: Rows, folder: Path, written: Callable[[Path], None]) -> records.Info:
@@ -119,17 +112,20 @@ def to_disk(parts: dict[str, Rows], out: str, write: Write) -> None:
   """Writes each part into a folder of another name; all are renamed when all are complete."""
   root = Path(out).expanduser()
   root.mkdir(parents=True, exist_ok=True)
+  for path in root.glob(".*.partial"):
+    print(f"jsel: {path} is unfinished: delete it, unless it is being written now", flush=True)
   unfinished = {part: root / f".{part}.{os.getpid()}.partial" for part in parts}
   try:
     for part, rows in parts.items():
       unfinished[part].mkdir()
       info = write(part, rows, unfinished[part], lambda path: None)
-      (unfinished[part] / "info.json").write_text(info_text(info))
-    for part in parts:
+      write_info(unfinished[part] / "info.json", info)
+    for part in records.PARTS:  # all three: a part of the old set is no part of the new one
       old = root / f".{part}.{os.getpid()}.old"
       if (root / part).exists():
         (root / part).rename(old)
-      unfinished[part].rename(root / part)
+      if part in parts:
+        unfinished[part].rename(root / part)
       shutil.rmtree(old, ignore_errors=True)
   finally:
     for folder in unfinished.values():
@@ -146,7 +142,7 @@ def to_store(parts: dict[str, Rows], out: str, write: Write) -> None:
     files.put(str(path), files.join(out, part, path.name))
     path.unlink()
 
-  for folder in (files.join(out, part) for part in parts):
+  for folder in (files.join(out, part) for part in records.PARTS):
     if files.exists(files.join(folder, "info.json")):
       old = read_info(folder)
       files.remove(files.join(folder, "info.json"))
@@ -159,13 +155,17 @@ def to_store(parts: dict[str, Rows], out: str, write: Write) -> None:
     }
     for part, info in infos.items():
       path = Path(work) / "info.json"
-      path.write_text(info_text(info))
+      write_info(path, info)
       put(path, part)
 
 
-def info_text(info: records.Info) -> str:
-  """The text of info.json."""
-  return json.dumps(records.to_json(info), indent=2, allow_nan=False) + "\n"
+def write_info(path: Path, info: records.Info) -> None:
+  """Writes info.json, which is on the disk when this returns."""
+  with path.open("w") as file:
+    json.dump(records.to_json(info), file, indent=2, allow_nan=False)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class Progress:

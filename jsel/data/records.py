@@ -21,6 +21,7 @@ MAGIC = b"jsr1"
 HEADER = struct.Struct("<4si")
 FORMAT, VERSION = "jsel.array_record", 1
 ENCODINGS = ("raw", "image")
+PARTS = ("train", "validation", "test")
 
 
 class Shard(NamedTuple):

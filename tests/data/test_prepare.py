@@ -115,6 +115,24 @@ def test_what_is_replaced_stays_until_the_new_is_complete(tmp_path, rows, vector
   )
 
 
+def test_a_part_of_the_old_set_does_not_outlive_it(tmp_path, rows):
+  dataset = RowsDataset(rows, rows, rows, 4, "mine", "a test", 1.0, "")
+  options = {"shards": 2, "encoding": "raw", "synthetic": False}
+  prepare.prepare(dataset, str(tmp_path), overwrite=False, **options)
+  without = dataset._replace(validation=None)
+  (tmp_path / "train").rename(tmp_path / "moved")
+  with pytest.raises(ValueError, match="validation is there already"):
+    prepare.prepare(without, str(tmp_path), overwrite=False, **options)
+  prepare.prepare(without, str(tmp_path), overwrite=True, **options)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "test", "train"]
+
+
+def test_what_a_killed_writer_left_is_told(tmp_path, rows, capsys):
+  (tmp_path / ".train.1.partial").mkdir()
+  run(rows, tmp_path)
+  assert f"{tmp_path}/.train.1.partial is unfinished: delete it" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_no_set_is_never_replaced(tmp_path, rows):
   (tmp_path / "set" / "train").mkdir(parents=True)
   (tmp_path / "set" / "train" / "thesis.txt").write_text("years of work")
