@@ -100,7 +100,7 @@ def _options(model: type) -> dict[str, Any]:
 
 # What may change between a run and its resumption without changing what comes out.
 HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
-HARMLESS += ("compilation_cache", "data.dir")
+HARMLESS += ("compilation_cache", "data.dir", "data.cache_dir", "workers", "threads", "read_ahead")
 HARMLESS += ("pool.examples", "pool.input_shape", "pool.input_dtype", "pool.classes")
 
 
