@@ -30,16 +30,6 @@ from absl import app, flags
 
 from benchmarks.machine import machine
 
-FEEDS = flags.DEFINE_list("feeds", "planned,super_batch", "Of train.py.")
-SELECTORS = flags.DEFINE_list("selectors", "rs2,loss", "Each with each feed.")
-FOLDER = flags.DEFINE_string("folder", None, "Of the pool; one in the system's temporary folder.")
-KEEP = flags.DEFINE_bool("keep", False, "Leave the pool where it is.")
-SHAPE = flags.DEFINE_enum("shape", "imagenet", ["imagenet", "smoke"], "Of jsel.data.synthetic.")
-ROWS = flags.DEFINE_integer("rows", 133_000, "Of the pool.")
-STEPS = flags.DEFINE_integer("steps", 500, "Of each run.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows in a step.")
-LIMIT = flags.DEFINE_float("limit_gib", 4.0, "Resident memory that a run may take.")
-OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE of the config, for all runs.")
 ROOT = pathlib.Path(__file__).parent.parent
 PATH = ROOT / "benchmarks" / "results" / "big_pool.json"
 SECONDS = 0.2  # between two looks at the memory
@@ -187,28 +177,43 @@ def train(
   }
 
 
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_list("feeds", "planned,super_batch", "Of train.py.")
+  flags.DEFINE_list("selectors", "rs2,loss", "Each with each feed.")
+  flags.DEFINE_string("folder", None, "Of the pool; one in the system's temporary folder if None.")
+  flags.DEFINE_bool("keep", False, "Leave the pool where it is.")
+  flags.DEFINE_enum("shape", "imagenet", ["imagenet", "smoke"], "Of jsel.data.synthetic.")
+  flags.DEFINE_integer("rows", 133_000, "Of the pool.")
+  flags.DEFINE_integer("steps", 500, "Of each run.")
+  flags.DEFINE_integer("batch_size", 64, "Rows in a step.")
+  flags.DEFINE_float("limit_gib", 4.0, "Resident memory that a run may take.")
+  flags.DEFINE_multi_string("override", [], "KEY=VALUE of the config, for all runs.")
+
+
 def main(argv: list[str]) -> int:
   del argv
-  folder = pathlib.Path(FOLDER.value or pathlib.Path(tempfile.gettempdir()) / "jsel-big-pool")
+  given = flags.FLAGS
+  folder = pathlib.Path(given.folder or pathlib.Path(tempfile.gettempdir()) / "jsel-big-pool")
   there = (folder / "train" / "info.json").exists()
-  keep = KEEP.value or there
+  keep = given.keep or there
   kept: list[dict[str, Any]] = []
   try:
     if not there:
-      prepare(folder, shape=SHAPE.value, rows=ROWS.value, test_rows=1000, shards=16)
+      prepare(folder, shape=given.shape, rows=given.rows, test_rows=1000, shards=16)
     pool = facts(folder)
     print(f"{folder}: {pool['rows']:,} rows, {pool['file_bytes'] / 1e9:.2f} GB of files")
-    for feed in FEEDS.value:
-      for selector in SELECTORS.value:
+    for feed in given.feeds:
+      for selector in given.selectors:
         result = train(
           folder,
           feed=feed,
           selector=selector,
-          steps=STEPS.value,
-          batch_size=BATCH_SIZE.value,
-          overrides=tuple(OVERRIDE.value),
+          steps=given.steps,
+          batch_size=given.batch_size,
+          overrides=tuple(given.override),
         )
-        result |= {"overrides": OVERRIDE.value, "pool": pool, "machine": machine()}
+        result |= {"overrides": given.override, "pool": pool, "machine": machine()}
         case = lambda r: (r["feed"], r["selector"], r["overrides"])
         kept = json.loads(PATH.read_text())["results"] if PATH.exists() else []
         kept = [other for other in kept if case(other) != case(result)] + [result]
@@ -218,9 +223,9 @@ def main(argv: list[str]) -> int:
     if not keep:
       shutil.rmtree(folder, ignore_errors=True)
   print(table(kept))
-  for result in over(kept, LIMIT.value):
-    print(f"over {LIMIT.value} GiB: {result['feed']} {result['selector']}", file=sys.stderr)
-  return 1 if over(kept, LIMIT.value) else 0
+  for result in over(kept, given.limit_gib):
+    print(f"over {given.limit_gib} GiB: {result['feed']} {result['selector']}", file=sys.stderr)
+  return 1 if over(kept, given.limit_gib) else 0
 
 
 def over(results: list[dict[str, Any]], gib: float) -> list[dict[str, Any]]:
@@ -249,4 +254,5 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -47,16 +47,11 @@ from jsel.selectors.factors import SHARE_BITS
 from jsel.training.plan import ActivePlan, empty_plan, make_plan, make_plan_ids, plan_specs
 
 NAMES = ("increment", "rs2", "loss", "rep_div_plain", "rep_div")
-CASES = flags.DEFINE_list("selectors", ",".join(NAMES), "To measure, of those.")
-SIZES = flags.DEFINE_list(
-  "sizes", "60000,250000,1000000,4000000,10000000,30000000,100000000", "Rows of the pool."
-)
-SECONDS = flags.DEFINE_float("seconds", 4.0, "Of the repeats of each case, about.")
 RESULTS = pathlib.Path(__file__).parent / "results"
 RATIO, BATCH_SIZE = 0.5, 1024
 TOTAL_STEPS = 2**31 - 1  # so many that the exponent of rep_div changes when told to, and only then
-LEAST_REPEATS, MOST_REPEATS, BATCHES = 7, 101, 200
-CHECKED_PLANS, CHECKED_WHOLE = 3, 1_000_000
+LEAST_REPEATS, MOST_REPEATS, BATCHES = 5, 101, 200
+CHECKED_PLANS, CHECKED_WHOLE = 2, 1_000_000
 LATENTS, ACTIVE = 256, 8
 SHARES = (1366, 900, 600, 430, 300, 250, 150, 100)  # of a row's factors
 assert sum(SHARES) == 2**SHARE_BITS
@@ -270,7 +265,7 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
 
 def repeated(call: Callable[[], float], seconds: float, most: int = MOST_REPEATS) -> dict[str, Any]:
   """Calls that are warm: median, extremes and quartiles of their seconds, and page faults."""
-  warm_up = 2
+  warm_up = 1  # beside the plans that were checked
   for _ in range(warm_up):
     call()
   times: list[float] = []
@@ -372,8 +367,10 @@ def plot(results: list[dict[str, Any]], path: pathlib.Path) -> None:
   n = np.array(whole.get_xlim())
   for nanoseconds in (1, 10):
     whole.plot(n, 1e-6 * nanoseconds * n, color="0.7", lw=0.8, ls=":", zorder=0)
-    whole.annotate(f"{nanoseconds} ns a row", (2e5, 0.2 * nanoseconds), color="0.5", fontsize=8)
-  for axes, title in ((whole, "a plan of half of the pool, ms"), (a_row, "the same, ns a row")):
+  for axes, title in (
+    (whole, "a plan of half of the pool, ms (dotted: 1 and 10 ns a row)"),
+    (a_row, "the same, ns a row"),
+  ):
     axes.set(xscale="log", yscale="log", xlabel="rows of the pool", title=title)
     axes.grid(alpha=0.3)
   batch.set(xscale="log", xlabel="rows of the pool", title="rows of a batch of 1024, µs", ylim=0)
@@ -382,17 +379,26 @@ def plot(results: list[dict[str, Any]], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=120)
 
 
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_list("selectors", ",".join(NAMES), "To measure, of those; none: only the table.")
+  sizes = "60000,250000,1000000,4000000,10000000,30000000,100000000"
+  flags.DEFINE_list("sizes", sizes, "Rows of the pool.")
+  flags.DEFINE_float("seconds", 4.0, "Of the repeats of each case, about.")
+
+
 def main(argv: list[str]) -> None:
   del argv
+  given = flags.FLAGS
   path = RESULTS / "pool_size.json"
-  for name in CASES.value:
+  for name in given.selectors:
     if name not in NAMES:
       raise app.UsageError(f"--selectors has {name!r}, there are {', '.join(NAMES)}")
-    for size in map(int, SIZES.value):
+    for size in map(int, given.sizes):
       # A process each, so that the memory of one is not that of another.
       fresh = multiprocessing.get_context("spawn")
       with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
-        result = pool.submit(measure, name, size, SECONDS.value).result()
+        result = pool.submit(measure, name, size, given.seconds).result()
       result["machine"] = machine()
       kept = json.loads(path.read_text())["results"] if path.exists() else []
       kept = [r for r in kept if (r["selector"], r["size"]) != (name, size)] + [result]
@@ -407,4 +413,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

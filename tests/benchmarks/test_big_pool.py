@@ -1,15 +1,10 @@
 """A run that reads its pool needs little memory, and what measures that would see more."""
 
-import os
 import sys
-import time
 
-import numpy as np
 import pytest
 
 from benchmarks import big_pool
-from jsel.data.array_record import ArrayRecordRows, find_shards
-from jsel.data.feed import Feed
 
 ROWS, ROW_BYTES = 4096, 32 * 32 * 3  # 12 MB
 MIB = 1 << 20
@@ -67,23 +62,6 @@ def test_a_run_that_reads_stays_small(folder):
   # 0.5 GiB of Python, JAX and compiled programs, and of the pool a few batches.
   assert 0.2 * 1024 * MIB < found["peak_bytes"] < 0.9 * 1024 * MIB
   assert len(found["examples_per_second"]) == 9
-
-
-def test_a_feed_holds_no_more_than_it_reads_ahead(folder):
-  """Its steps read 128 MiB in all; one that kept or hurried ahead would hold half of it."""
-  rows = ArrayRecordRows(find_shards(str(folder / "train"), key="train", cache_dir=""), what="pool")
-  batch_size, steps = 1024, 43
-  ids = np.random.default_rng(0).integers(ROWS, size=(steps, batch_size)).astype(np.int32)
-  with Feed(rows, start=0, workers=0, threads=2, ahead=2) as feed:
-    feed.publish(0, ids)
-    for _ in range(3):  # allocators and readers have what they need
-      next(feed)
-    before = big_pool.memory(os.getpid()).unbacked
-    time.sleep(1)  # to read ahead as far as it will
-    for _ in range(20):
-      next(feed)
-    time.sleep(1)
-    assert big_pool.memory(os.getpid()).unbacked - before < 10 * batch_size * ROW_BYTES
 
 
 def test_runs_over_the_limit_are_named():
