@@ -14,6 +14,7 @@ and with a small update on each. Three plain loops, on the same threads or proce
 
 In the first, the usual one, Grain reads record by record; in the second a batch in one call, as the
 feeds do. The third is the best that a feed can come to: it waits for nobody to publish anything.
+The CPU time of a row, of all threads and workers, says the same where other work takes the cores.
 Leaves benchmarks/results/feeds.json, where a size that is measured again replaces itself, and
 prints its table.
 """
@@ -23,6 +24,7 @@ import functools
 import gc
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -249,20 +251,30 @@ def make_update(case: Case) -> tuple[Any, Callable[[Any, dict[str, jax.Array]], 
   return params, update
 
 
-def turn(loader: Loader, steps: int, update: Any, params: Any) -> tuple[float, Any]:
-  """Batches a second over ``steps`` steps, when what had gathered while others ran is used up."""
-  begin = 0.0
+def cpu_seconds() -> float:
+  """Of this process and its workers, so far; other loaders' wait while one has its turn."""
+  total = time.process_time()
+  for worker in multiprocessing.active_children():
+    fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+    total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+  return total
+
+
+def turn(loader: Loader, steps: int, update: Any, params: Any) -> tuple[tuple[float, float], Any]:
+  """Batches a second and CPU seconds a batch, when what gathered while others ran is used up."""
+  begin = begin_cpu = 0.0
   for i in range(4 * AHEAD + steps):
     if i == 4 * AHEAD:
       jax.block_until_ready(params)
-      begin = time.perf_counter()
+      begin, begin_cpu = time.perf_counter(), cpu_seconds()
     batch = loader.next()
     if update:
       params = update(params, batch)
     else:
       jax.block_until_ready(batch)
   jax.block_until_ready(params)
-  return steps / (time.perf_counter() - begin), params
+  speed = steps / (time.perf_counter() - begin)
+  return (speed, (cpu_seconds() - begin_cpu) / steps), params
 
 
 def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -287,15 +299,17 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
     params, update = make_update(case)
     for what in (None, update):
       rates: dict[int, list[float]] = {i: [] for i in range(len(loaders))}
+      costs: dict[int, list[float]] = {i: [] for i in range(len(loaders))}
       steps = []
       for loader in loaders:
-        speed, params = turn(loader, 16, what, params)
+        (speed, _), params = turn(loader, 16, what, params)
         steps.append(max(16, int(SECONDS.value * speed)))
       order = np.random.default_rng(0)
       for _ in range(REPEATS.value):
         for i in order.permutation(len(loaders)).tolist():
-          rate, params = turn(loaders[i], steps[i], what, params)
-          rates[i].append(rate * case.batch)
+          (speed, cost), params = turn(loaders[i], steps[i], what, params)
+          rates[i].append(speed * case.batch)
+          costs[i].append(cost / case.batch * 1e6)
       for i, loader in enumerate(loaders):
         ratios = {
           f"ratio_to_{base.name}".replace(" ", "_"): np.divide(rates[i], rates[j]).tolist()
@@ -312,6 +326,7 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
             "steps_a_turn": steps[i],
             "load_average": os.getloadavg()[0],  # of the machine, this among it
             "rows_per_second": rates[i],
+            "cpu_microseconds_per_row": costs[i],
             **ratios,
           }
         )
@@ -330,10 +345,11 @@ def main(argv: list[str]) -> None:
   about = {**machine(), "grain": grain.__version__}
   cases = {name: case._asdict() for name, case in CASES.items()}
   path.write_text(json.dumps({"machine": about, "cases": cases, "results": kept}, indent=2) + "\n")
-  head = " | ".join(["rows, batch", "workers", "update", "loader", "rows/s", *PLAIN])
-  print(
-    f"rows/s: median; ratios to the plain loops: median (25 to 75 %)\n| {head} |\n|{8 * '---|'}"
+  head = " | ".join(
+    ["rows, batch", "workers", "update", "loader", "rows/s", *PLAIN, "CPU us a row"]
   )
+  print("rows/s and CPU: median; rows/s as ratio to the plain loops: median (25 to 75 %)")
+  print(f"| {head} |\n|{9 * '---|'}")
   for result in kept:
     workers = f"{result['threads']} threads" if result["threads"] else f"{WORKERS.value} processes"
     cells = [result["size"], workers, "yes" if result["update"] else "no", result["loader"]]
@@ -341,6 +357,7 @@ def main(argv: list[str]) -> None:
     for base in PLAIN:
       low, middle, high = np.percentile(result[f"ratio_to_{base}".replace(" ", "_")], (25, 50, 75))
       cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+    cells.append(f"{np.median(result['cpu_microseconds_per_row']):.1f}")
     print(f"| {' | '.join(cells)} |")
 
 
