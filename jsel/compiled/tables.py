@@ -36,7 +36,7 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     if remark:
       console.print(remark, markup=False)
-  console.print(f"\n{verdict(report)}", markup=False)
+  console.print(f"\n{verdict(report)}", markup=False, soft_wrap=True)
 
 
 def verdict(report: dict[str, Any]) -> str:
