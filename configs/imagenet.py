@@ -1,8 +1,7 @@
 """ImageNet, ResNet-50 in bfloat16, half of the examples an epoch, 90 epochs of that half.
 
 python -m jsel.aot --config=configs/imagenet.py --topology=v5e:4x4
-python train.py --config=configs/imagenet.py --config.data.train=DIR/train \\
-    --config.data.test=DIR/validation --workdir=gs://BUCKET/imagenet
+python train.py --config=configs/imagenet.py --config.data.dir=SET --workdir=gs://BUCKET/imagenet
 
 The first command needs no accelerator and no data: it compiles the step for the machine named, and
 says what it takes of its memory. The second needs a TPU or GPUs, and ImageNet as array_record
