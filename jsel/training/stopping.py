@@ -39,7 +39,10 @@ class StopSignals:
         return False
       with jax.transfer_guard("allow"):
         told = multihost_utils.process_allgather(np.int32(self._signum))
-      self._signum = int(np.max(told))
+      together = int(np.max(told))
+      if not together:
+        return False  # one that came while the others were asked is told them the next time
+      self._signum = together
     return self._signum != 0
 
   @property

@@ -265,3 +265,12 @@ def test_a_save_is_silent(tmp_path, caplog):
     checkpoints.wait()
     checkpoints.restore(1, abstract({"w": jnp.ones(3)}))
   assert [r.getMessage() for r in caplog.records if "orbax" in r.pathname] == []
+
+
+def test_a_step_that_is_being_saved_may_be_saved_again(tmp_path):
+  state = {"w": jnp.ones(2**20)}
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(3, state, {})
+    checkpoints.save(3, state, {})
+    checkpoints.wait()
+    assert checkpoints.latest() == 3
