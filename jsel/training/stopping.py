@@ -39,10 +39,10 @@ class StopSignals:
         return False
       with jax.transfer_guard("allow"):
         told = multihost_utils.process_allgather(np.int32(self._signum))
-      together = int(np.max(told))
-      if not together:
+      agreed = int(np.max(told))
+      if not agreed:
         return False  # one that came while the others were asked is told them the next time
-      self._signum = together
+      self._signum = agreed
     return self._signum != 0
 
   @property
