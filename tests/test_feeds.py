@@ -91,9 +91,7 @@ def test_the_planned_feed_trains_on_what_the_resident_pool_does(finished):
   assert exposure(finished("planned")) == exposure(finished("resident"))
 
 
-@pytest.mark.parametrize(
-  ("feed", "name"), [("planned", "infobatch"), ("planned", "rs2"), ("super_batch", "loss")]
-)
+@pytest.mark.parametrize(("feed", "name"), [("planned", "infobatch"), ("super_batch", "loss")])
 def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path, feed, name):
   options = ("--config.steps=1000", f"--config.selector.name={name}", f"--config.feed={feed}")
   options += ("--config.log_every=25", "--config.checkpoint_every=50", "--config.eval_every=500")
@@ -138,7 +136,6 @@ def test_a_prepared_set_is_read_by_a_worker_process(tmp_path, finished):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--config.feed=planed"], "feed must be 'resident' or 'planned' or 'super_batch'"),
     (["--config.feed=super_batch", "--config.selector.name=infobatch"], "rep_div_plain, rs2"),
     (["--config.feed=planned"], "set selector.fit_step to a later step"),
     (["--config.feed=planned", "--config.dispatch=scan", SHORT[2]], "needs feed='resident'"),

@@ -157,8 +157,10 @@ def resident(name, devices, **selector):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", selectors.SELECTORS)
 def test_a_feed_trains_on_what_the_resident_pool_does(name, devices):
-  expected, losses = resident(name, devices)
   run = Run(configuration(name, "planned"), devices)
+  # Where the model has a say its last bits may matter, which are those of as many devices.
+  model_matters = run.setup.selector.feedback or name == "rep_div"
+  expected, losses = resident(name, devices if model_matters else 1)
   assert not run.pool.rows
   found = run.go(STEPS)
   same_choice(run, expected)
@@ -231,8 +233,8 @@ def test_going_on_in_the_middle_of_a_plan_is_as_never_stopping(name, feed):
 
 
 def test_parameters_on_a_second_axis_change_nothing_with_a_feed():
-  expected, losses = resident("rep_div", 1)
-  run = Run(configuration("rep_div", "planned"), 8, fsdp=4)
+  expected, losses = resident("rs2", 1)
+  run = Run(configuration("rs2", "planned"), 8, fsdp=4)
   np.testing.assert_allclose(run.go(STEPS), losses, rtol=1e-4)
   same_choice(run, expected)
 
@@ -351,8 +353,9 @@ def test_a_feed_has_no_scanned_steps():
 # ---- Collecting and evaluating rows that are read -----------------------------------------------
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 1), (8, 2)])
-@pytest.mark.parametrize("batch_size", [64, 200, 1024])
+@pytest.mark.parametrize(
+  ("devices", "fsdp", "batch_size"), [(1, 1, 200), (8, 1, 64), (8, 1, 1024), (8, 2, 200)]
+)
 def test_collecting_from_rows_is_collecting_from_the_pool(devices, fsdp, batch_size):
   run = Run(configuration(), devices, fsdp)
   size, options = len(run.whole.valid), {"batch_size": batch_size, "mesh": run.mesh}
@@ -421,9 +424,14 @@ def bytes_of(tree):
   return total
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 1), (8, 4)])
 @pytest.mark.parametrize(
-  ("name", "feed"), [("infobatch", "resident"), ("rep_div", "planned"), ("loss", "super_batch")]
+  ("name", "feed", "devices", "fsdp"),
+  [
+    ("infobatch", "resident", 1, 1),
+    ("infobatch", "resident", 8, 1),
+    ("rep_div", "planned", 8, 4),
+    ("loss", "super_batch", 8, 1),
+  ],
 )
 def test_the_memory_plan_counts_the_bytes_that_arrays_take(name, feed, devices, fsdp):
   config = configuration(name, feed)
