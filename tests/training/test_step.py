@@ -117,8 +117,10 @@ class Setup:
       Dispatch(fused, steps, "test"),
       self.selector,
       self.state,
+      mesh=self.mesh,
       batch_size=BATCH,
       refresh_steps=self.refresh_steps,
+      steps_per_plan=1,
     )
 
   def run(self, total, fused=False, steps=1, look_every=1000):
