@@ -158,6 +158,8 @@ def main(argv: list[str]) -> int:
   given = flags.FLAGS
   if not given.topology:
     raise ValueError("--topology is missing: what to compile for, such as v5e:4x4 or cuda:h100:8")
+  # What is compiled for a machine that is not there can be written to the cache but not read.
+  jax.config.update("jax_enable_compilation_cache", False)
   target = machine(given.topology)
   examples = examples_of(given.config, given.pool)
   report = compile_config(given.config, target, examples, fit=given.fit)
