@@ -146,8 +146,8 @@ def parameter_sharding(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     ValueError: if a rule does not fit an array that it names.
 
   >>> mesh = make_mesh(jax.devices()[:1])
-  >>> parameter_sharding({"kernel": np.zeros((8, 4))}, mesh)["kernel"].spec
-  PartitionSpec()
+  >>> parameter_sharding({"kernel": np.zeros((8, 4))}, mesh)["kernel"].is_fully_replicated
+  True
   """
   parts = dict(mesh.shape).get(PARAMETER_AXIS, 1)
 
