@@ -3,8 +3,8 @@
     python -m benchmarks.overhead
 
 Starts train.py on Fashion-MNIST with the cnn, as long a run as the configuration says, and stops it
-once it has measured: after warm-up, the step that plans and the step that does not, alternating, on
-a copy of the state. Leaves benchmarks/results/overhead.json and prints its table.
+once it has measured: after warm-up, planning and a step on planned rows, alternating, on a copy of
+the state. Leaves benchmarks/results/overhead.json and prints its table.
 """
 
 import json
