@@ -130,7 +130,6 @@ def watched(command: list[str], log: pathlib.Path) -> dict[str, Any]:
     "peak_bytes": peak.whole,
     "peak_at_seconds": at,
     "peak_unbacked_bytes": max(total.unbacked for *_, total in looks),
-    "last_bytes": next(total.whole for *_, total in reversed(looks) if total.whole),
     "median_bytes": float(np.median([total.whole for *_, total in looks])),
     "bytes_each_5_seconds": [total.whole for *_, total in looks[:: round(5 / SECONDS)]],
   }
