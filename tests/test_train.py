@@ -217,6 +217,10 @@ def test_fashion_mnist_trains_the_cnn(tmp_path):
     (["--config.feed=planed"], "feed must be 'resident' or 'planned' or 'super_batch', got"),
     (["--config.feed=super_batch", "--config.selector.name=infobatch"], "rep_div_plain, rs2"),
     (["--config.feed=planned"], "set selector.fit_step to a later step"),
+    (
+      ["--config.selector.fit_step=9", "--config.selector.rep_div.rank=500"],
+      "rank must be in [1, 256] for rows of 256 columns, got 500",
+    ),
     (["--config.accumulate=3"], "accumulate=3 does not cut batch_size=64"),
     (["--config.data.name=own", "--config.data.train=/nowhere/x.npz"], "/nowhere/x.npz"),
     (["stray"], "unexpected argument 'stray'"),

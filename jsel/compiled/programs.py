@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,7 +13,7 @@ from jsel.sharding import replicated, rows_sharding
 from jsel.training import dispatch
 from jsel.training.fit import make_fit
 from jsel.training.plan import make_plan, make_plan_ids
-from jsel.training.setup import Examples, Setup, make_setup, pool_shapes
+from jsel.training.setup import Examples, Setup, feature_shapes, make_setup, pool_shapes
 from jsel.training.state import Keys, TrainState, init_state
 from jsel.training.step import Given, make_candidate_step, make_step
 from jsel.training.streaming import ON_DEVICE, PUBLISHED_IDS
@@ -80,7 +79,7 @@ def make_run(config: ConfigDict, examples: Examples, mesh: Mesh, *, fit: bool = 
   kept_plans = not (resident or setup.candidates or setup.selector.feedback)
   programs, counted = _programs(config, setup, state, pool, given, kept_plans, mesh)
   if fit and setup.selector.fit:
-    features = _features(config, setup, examples, pool, mesh)
+    features = feature_shapes(config, setup.make_model, examples, mesh)
     arguments = (key, features, pool._replace(rows={}))
     programs.append(Program("fit", make_fit(setup.selector, mesh), arguments, 0))
   ahead = 0 if resident else ON_DEVICE
@@ -146,19 +145,6 @@ def _given(examples: Examples, candidates: int, batch_size: int, mesh: Mesh) -> 
   )
   inputs, labels = column(examples.input_dtype, *examples.input_shape), column(np.int32)
   return Given(inputs, labels, column(np.int32) if candidates else None)  # pyrefly: ignore
-
-
-def _features(
-  config: ConfigDict, setup: Setup, examples: Examples, pool: Pool, mesh: Mesh
-) -> jax.ShapeDtypeStruct:
-  """What a selector is fitted on: the pool's rows, or what the model makes of them."""
-  if not config.selector.fit_step:
-    return pool.rows["inputs"]  # pyrefly: ignore
-  model = nnx.eval_shape(lambda: setup.make_model(nnx.Rngs(0)))
-  row = jax.ShapeDtypeStruct((1, *examples.input_shape), np.float32)
-  outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, row)
-  shape = (pool.valid.shape[0], outputs.features.shape[1])
-  return jax.ShapeDtypeStruct(shape, np.float32, sharding=rows_sharding(mesh))
 
 
 def _shape(mesh: Mesh, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

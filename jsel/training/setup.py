@@ -17,6 +17,7 @@ from jsel.selectors import Pool, Selector
 from jsel.sharding import padded_size, row_axes, rows_sharding
 from jsel.training import losses
 from jsel.training.budget import Budget, make_budget
+from jsel.training.fit import make_fit
 from jsel.training.gradients import Learner
 from jsel.training.optimizer import make_optimizer
 
@@ -91,6 +92,12 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     feedback=selector.feedback,
     accumulate=config.accumulate,
   )
+  if selector.fit and config.selector.fit_step:
+    # What cannot be fitted is known from shapes, before any step.
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    pool = pool_shapes(examples, config.feed, mesh)
+    features = feature_shapes(config, make_model, examples, mesh)
+    jax.eval_shape(make_fit(selector, mesh), key, features, Pool({}, pool.valid))
   convolutional = abstract_model.convolutional  # pyrefly: ignore
   return Setup(budget, candidates, selector, make_model, convolutional, learner, learning_rate)
 
@@ -191,3 +198,20 @@ def pool_shapes(examples: Examples, feed: str, mesh: Mesh) -> Pool:
     rows["inputs"] = column(examples.input_dtype, *examples.input_shape)
     rows["labels"] = column(np.int32)
   return Pool(rows, column(np.bool_))  # pyrefly: ignore
+
+
+def feature_shapes(
+  config: ConfigDict,
+  make_model: Callable[[nnx.Rngs], nnx.Module],
+  examples: Examples,
+  mesh: Mesh,
+) -> jax.ShapeDtypeStruct:
+  """What a selector is fitted on: the pool's rows, or what the model makes of them."""
+  pool = pool_shapes(examples, config.feed, mesh)
+  if not config.selector.fit_step:
+    return pool.rows["inputs"]  # pyrefly: ignore
+  model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+  row = jax.ShapeDtypeStruct((1, *examples.input_shape), np.float32)
+  outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, row)
+  shape = (pool.valid.shape[0], outputs.features.shape[1])
+  return jax.ShapeDtypeStruct(shape, np.float32, sharding=rows_sharding(mesh))
