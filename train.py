@@ -109,7 +109,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     device=jax.local_devices()[0],
   )
   check_fits(memory, feed=config.feed, note=note)
-  columns = data.read_all(train)._asdict() if resident else {}
+  columns = {}
+  if resident:
+    held = data.read_all(train)
+    columns = {"inputs": held.inputs.reshape(size, -1), "labels": held.labels}
   pool = Pool(
     {what: sharding.place(sharding.pad_rows(x), split) for what, x in columns.items()},
     sharding.place(np.arange(sharding.padded_size(size)) < size, split),

@@ -4,8 +4,9 @@
     python -m benchmarks.accuracy --name=fashion_mnist --config=configs/fashion_mnist.py --seeds=3
 
 Every run is `python train.py` in a process of its own, one after the other. Final-epoch test
-accuracy; nothing is chosen by it. Leaves benchmarks/results/NAME.json and prints its table. The
-interval is Student's, 95 %, over the seeds.
+accuracy; nothing is chosen by it. Leaves benchmarks/results/NAME.json, written after every run, and
+prints its table. The interval is Student's, 95 %, over the seeds. --resume goes on with what a call
+that was cut short has left there.
 """
 
 import json
@@ -26,6 +27,7 @@ CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Of the runs.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...")
 SELECTORS = flags.DEFINE_list("selectors", ["full", "random", "rs2", "rep_div"], "To compare.")
 OPTIONS = flags.DEFINE_multi_string("option", [], "Further options of every run.")
+RESUME = flags.DEFINE_bool("resume", False, "Keep the runs that the result has already.")
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -58,18 +60,35 @@ def table(runs: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def begun(path: pathlib.Path) -> dict[str, Any]:
+  """The result with no run in it yet, or with those of a call before.
+
+  Raises:
+    ValueError: if those were of another configuration, machine or version.
+  """
+  asked = {"config": CONFIG.value, "options": OPTIONS.value, "machine": machine()}
+  if not (RESUME.value and path.exists()):
+    return {**asked, "runs": []}
+  found = json.loads(path.read_text())
+  for what, value in asked.items():
+    if found[what] != value:
+      raise ValueError(f"{path} has {what} {found[what]}, not {value}: leave out --resume")
+  return found
+
+
 def main(argv: list[str]) -> None:
   del argv
-  runs = []
+  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
+  result = begun(path)
+  done = {(run["selector"], run["seed"]) for run in result["runs"]}
   with tempfile.TemporaryDirectory() as folder:
     # Seeds outermost: a drift of the machine falls on all selectors alike.
     for seed in range(SEEDS.value):
       for selector in SELECTORS.value:
-        runs.append(one_run(selector, seed, f"{folder}/{selector}-{seed}"))
-  result = {"config": CONFIG.value, "options": OPTIONS.value, "machine": machine(), "runs": runs}
-  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
-  path.write_text(json.dumps(result, indent=2) + "\n")
-  print(table(runs))
+        if (selector, seed) not in done:
+          result["runs"].append(one_run(selector, seed, f"{folder}/{selector}-{seed}"))
+          path.write_text(json.dumps(result, indent=2) + "\n")
+  print(table(result["runs"]))
 
 
 if __name__ == "__main__":

@@ -369,6 +369,18 @@ def test_the_step_compiles_for_a_tpu_and_moves_nothing_of_the_pools_length(selec
 
 @pytest.mark.aot
 @needs_libtpu
+def test_a_pool_of_images_is_gathered_from_where_it_lies(tpu):
+  config = configured(selector__name="rs2")
+  config.pool.examples, config.pool.input_shape, config.pool.classes = 50_000, (32, 32, 3), 10
+  mesh = jsel.make_mesh(tpu.devices)
+  (program,) = make_run(config, aot.examples_of(config, None), mesh).programs
+  memory = program.function.trace(*program.arguments).lower().compile().memory_analysis()
+  # A copy of a device's part of it, 36.6 MiB, would be among the temporaries.
+  assert memory.temp_size_in_bytes < 2**24
+
+
+@pytest.mark.aot
+@needs_libtpu
 def test_the_command_compiles_digits(tmp_path):
   path = tmp_path / "report.json"
   result = command("--config=configs/digits.py", "--topology=v5e:2x2", f"--json={path}")

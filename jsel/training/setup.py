@@ -1,6 +1,7 @@
 """From a configuration and the shapes of its data to everything that a step is made of."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,7 +77,10 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
   if len(examples.input_shape) != 3 and (config.augment.flip or config.augment.crop):
     raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
 
+  shaped = lambda inputs: inputs.reshape(len(inputs), *examples.input_shape)
+
   def preprocess(key, inputs, ids):
+    inputs = shaped(inputs)
     if config.augment.flip or config.augment.crop:
       inputs = augment(key, inputs, ids, flip=config.augment.flip, crop=config.augment.crop)
     return examples.normalize(inputs)
@@ -86,7 +90,7 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     graphdef,
     functools.partial(losses.classification, label_smoothing=config.label_smoothing),
     preprocess,
-    examples.normalize,
+    lambda inputs: examples.normalize(shaped(inputs)),
     optimizer,
     mesh,
     feedback=selector.feedback,
@@ -189,13 +193,17 @@ def make_selector(
 
 
 def pool_shapes(examples: Examples, feed: str, mesh: Mesh) -> Pool:
-  """The pool as a mesh holds it, of `jax.ShapeDtypeStruct`: with its rows in the resident feed."""
+  """The pool as a mesh holds it, of `jax.ShapeDtypeStruct`: with its rows in the resident feed.
+
+  An example lies flat: a TPU pads the last axes of what it gathers from to whole tiles, and three
+  channels would become 128.
+  """
   split = rows_sharding(mesh)
   size = padded_size(examples.size)
   column = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split)
   rows = {}
   if feed == "resident":
-    rows["inputs"] = column(examples.input_dtype, *examples.input_shape)
+    rows["inputs"] = column(examples.input_dtype, math.prod(examples.input_shape))
     rows["labels"] = column(np.int32)
   return Pool(rows, column(np.bool_))  # pyrefly: ignore
 
