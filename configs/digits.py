@@ -1,7 +1,7 @@
 """Handwritten digits, a small mlp, half of the examples an epoch.
 
 python train.py --workdir=runs/digits
-On 2 CPU cores: a minute. Seen: test accuracy 98.05 (seed 0).
+On 2 CPU cores: half a minute. Seen: test accuracy 98.38, the mean of 5 seeds (98.05 to 98.61).
 """
 
 from jsel.training.config import base_config
