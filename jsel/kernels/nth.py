@@ -61,6 +61,17 @@ def count_tiles(mask: jax.Array, *, axis_name: AxisName = None) -> Tiles:
   return _count_tiles(mask, axis_name=axis_name)
 
 
+@rows("tiles", out=False)
+def total(tiles: Tiles, *, axis_name: AxisName = None) -> jax.Array:
+  """How many rows of the mask are set, as ``int32[]``; one integer all-reduce over ``axis_name``.
+
+  >>> total(count_tiles(jnp.array([True, False, True]))).item()
+  2
+  """
+  count = bits.count(tiles.words).sum(dtype=jnp.int32)
+  return count if axis_name is None else jax.lax.psum(count, axis_name)
+
+
 @rows("tiles", "values", out=False)
 def select(
   tiles: Tiles,

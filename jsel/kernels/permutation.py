@@ -1,10 +1,12 @@
 """A keyed permutation of [0, n): any position of a shuffle in O(1), nothing sorted or stored."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PAIRS = 6  # pairs of rounds of the network
 TINY, TINY_PAIRS = 64, 16  # below 64 positions a round draws few bits, so it takes more of them
@@ -39,7 +41,7 @@ def permute(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
     Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002.
   """
   network = _network(key, n)
-  return _walk(lambda x: _encrypt(network, x), index, network.size)
+  return _walk(lambda x: _encrypt(network, x), index, network)
 
 
 def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
@@ -50,21 +52,29 @@ def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   [0, 1, 2, 3, 4]
   """
   network = _network(key, n)
-  return _walk(lambda x: _decrypt(network, x), index, network.size)
+  return _walk(lambda x: _decrypt(network, x), index, network)
 
 
 class _Network(NamedTuple):
   words: jax.Array  # [TINY_PAIRS, 2] uint32
-  pairs: jax.Array  # [] int32, how many of them to use
-  size: jax.Array  # [] uint32, n
-  left: jax.Array  # [] uint32, a, the ceiling of the square root of n
-  right: jax.Array  # [] uint32, b, the least with a * b >= n, and not odd if a is
+  pairs: jax.Array | int  # how many of them to use
+  # Constants where n is a Python int, as a division by a constant is a product; else uint32[].
+  size: jax.Array | np.uint32  # n
+  left: jax.Array | np.uint32  # a, the ceiling of the square root of n
+  right: jax.Array | np.uint32  # b, the least with a * b >= n, and not odd if a is
 
 
 def _network(key: jax.Array, n: int | jax.Array) -> _Network:
-  if isinstance(n, int) and not 1 <= n < 2**31:
-    raise ValueError(f"a permutation is of 1 to 2**31 - 1 positions, got n = {n}")
-  size = jnp.asarray(n, jnp.int32).astype(jnp.uint32)
+  words = jax.random.bits(key, (TINY_PAIRS, 2), jnp.uint32)
+  if isinstance(n, int):
+    if not 1 <= n < 2**31:
+      raise ValueError(f"a permutation is of 1 to 2**31 - 1 positions, got n = {n}")
+    left = math.isqrt(n - 1) + 1
+    right = (n - 1) // left + 1
+    right += left & right & 1
+    pairs = TINY_PAIRS if n < TINY else PAIRS
+    return _Network(words, pairs, np.uint32(n), np.uint32(left), np.uint32(right))
+  size = n.astype(jnp.uint32)
   root = jnp.sqrt(size.astype(jnp.float32)).astype(jnp.uint32)
   root = root - (root * root > size).astype(jnp.uint32)  # float32 may miss it by one
   root = root + ((root + 1) * (root + 1) <= size).astype(jnp.uint32)
@@ -72,16 +82,33 @@ def _network(key: jax.Array, n: int | jax.Array) -> _Network:
   right = (size - 1) // left + 1
   # Were both odd, every round would be an even permutation, and so the whole.
   right = right + (left & right & 1)
-  words = jax.random.bits(key, (TINY_PAIRS, 2), jnp.uint32)
   return _Network(words, jnp.where(size < TINY, TINY_PAIRS, PAIRS), size, left, right)
 
 
-def _walk(step: Callable[[jax.Array], jax.Array], index: jax.Array, size: jax.Array) -> jax.Array:
+def _walk(step: Callable[[jax.Array], jax.Array], index: jax.Array, network: _Network) -> jax.Array:
+  """``step`` of each position, again and again until it is below n."""
   if index.dtype != jnp.int32:
     raise ValueError(f"index must be int32, got {index.dtype}")
+  size = network.size
   x = index.astype(jnp.uint32)
-  # From inside, a cycle comes back inside; from outside it might never.
   x = step(jnp.where(x < size, x, jnp.uint32(0)))
+  outside = 0
+  if isinstance(size, np.uint32):
+    outside = int(network.left) * int(network.right) - int(size)
+    if not outside:
+      return x.astype(jnp.int32)
+  if 0 < outside < index.size:
+    # Fewer than the positions: from where each of these comes back inside is worked out once. A
+    # cycle that is wholly outside, which nobody walks into, ends where it began.
+    first = size + jnp.arange(outside, dtype=jnp.uint32)
+    away = lambda y: (y >= size) & (y != first)
+    back = jax.lax.while_loop(
+      lambda y: jnp.any(away(y)), lambda y: jnp.where(away(y), step(y), y), step(first)
+    )
+    # Below n the difference wraps, and is the last.
+    x = jnp.where(x < size, x, back[jnp.minimum(x - size, np.uint32(outside - 1))])
+    return x.astype(jnp.int32)
+  # From inside, a cycle comes back inside; from outside it might never.
   x = jax.lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x < size, x, step(x)), x)
   return x.astype(jnp.int32)
 

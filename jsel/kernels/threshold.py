@@ -1,5 +1,7 @@
 """Exact selection of the highest among int32 keys: candidates, k-th key, mask, ids of a mask."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,16 +123,22 @@ def sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def mask_of_highest(
-  keys: jax.Array, eligible: jax.Array | None, k: jax.Array, axis_name: AxisName
+  keys: jax.Array,
+  eligible: jax.Array | None,
+  k: jax.Array,
+  axis_name: AxisName,
+  most: int | None = None,
 ) -> jax.Array:
   """bool[n]: the ``k`` highest eligible keys over all devices, ties to the lowest id.
 
   Ineligible rows have the key `LOWEST`; ``eligible`` tells them from rows whose
-  own key it is (None where there are none such).
+  own key it is (None where there are none such). ``k`` is at most ``most``, if given.
   """
   histogram = lambda keys, k: kth_by_histogram(keys, k, axis_name)
   counting = lambda keys, k: kth_by_counting(keys, k, axis_name)
   on_cpu = counting if keys.shape[0] <= _SMALL else histogram
+  if most is not None and 128 * most <= keys.shape[0]:
+    on_cpu = lambda keys, k: kth_of_few(keys, k, most, axis_name)
   kth, left = lax.platform_dependent(keys, k, cpu=on_cpu, default=counting)
   above = keys > kth
   tied = (keys == kth) & (keys != LOWEST if eligible is None else eligible)
@@ -177,6 +185,26 @@ def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
   at_least = jnp.where(bins[None, :] >= bins[:, None], counts[None, :], 0).sum(1, dtype=jnp.int32)
   found = jnp.maximum((at_least >= k).sum(dtype=jnp.int32) - 1, 0)
   return found, k - (at_least[found] - counts[found])
+
+
+def kth_of_few(
+  keys: jax.Array, k: jax.Array, most: int, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """`kth_by_histogram` for a ``k`` of at most ``most``, far fewer than the keys.
+
+  The k highest of a device lie in those ``most`` blocks that have the highest maxima, or are not
+  above others that do; what is counted there decides.
+  """
+  block = 1 << max(round(math.log2(keys.shape[0] / most) / 2), 3)
+  padded = jnp.pad(keys, (0, -keys.shape[0] % block), constant_values=LOWEST)
+  blocks = padded.reshape(-1, block)
+  _, chosen = sorted_top_k(blocks.max(1), most)
+  candidates = blocks[chosen].reshape(-1)
+  if axis_size(axis_name) > 1:
+    return kth_by_counting(candidates, k, axis_name)
+  top, _ = sorted_top_k(candidates, most)
+  kth = _sum_over(top[jnp.clip(k, 1, most) - 1], axis_name)  # of one device: the same everywhere
+  return kth, k - _sum_over((top > kth).sum(dtype=jnp.int32), axis_name)
 
 
 def kth_by_counting(

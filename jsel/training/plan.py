@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jsel.kernels import nth, permutation, reduce
+from jsel.kernels import nth, permutation
 from jsel.kernels.rows import AxisName
 from jsel.selectors import Batch, Columns, Plan, Pool, Selector
 from jsel.sharding import replicated, row_axes, rows_sharding
@@ -109,8 +109,7 @@ def next_plan(
 ) -> ActivePlan:
   """``plan`` from ``step`` on, behind the rows that the one before it left over."""
   tiles = nth.count_tiles(plan.mask, axis_name=axis_name)
-  count = reduce.count(plan.mask, axis_name=axis_name)
-  return ActivePlan(tiles, plan.weight, count, carried, step)
+  return ActivePlan(tiles, plan.weight, nth.total(tiles, axis_name=axis_name), carried, step)
 
 
 def plan_rows(
@@ -127,9 +126,13 @@ def plan_rows(
   axis_name = row_axes(mesh)
   rows, same = P(axis_name), P()
   specs = plan_specs(active, mesh)
+  whole_batches = selector.least == selector.most and selector.most % batch_size == 0
 
   def select(plan_key, key, columns, active, pool, step):
-    carried = left_over(active, key, step, batch_size, axis_name)
+    # Plans of whole batches never leave anything over.
+    carried = active.carried
+    if not whole_batches:
+      carried = left_over(active, key, step, batch_size, axis_name)
     # Read before the new plan is made, whose arrays may then take the old one's place.
     plan_key, step, carried = jax.lax.optimization_barrier((plan_key, step, carried))
     new, plan, _ = selector.select(plan_key, columns, pool, step)

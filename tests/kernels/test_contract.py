@@ -89,6 +89,7 @@ CASES = {
   ),
   "gather": (gather.gather, (X, IDS), {}, True),
   "count_tiles": (nth.count_tiles, (VALID,), {}, True),
+  "total": (nth.total, (nth.count_tiles(jnp.asarray(VALID)),), {}, True),
   "select": (nth.select, (nth.count_tiles(jnp.asarray(VALID)), IDS), {"values": SCORES}, True),
   "scatter": (scatter.scatter, (SCORES, IDS, np.float32([1, 2, 1, 3])), {}, True),
   "scatter_add": (scatter.scatter_add, (USAGE, IDS, np.int32([1, 2, 3, 4])), {}, True),

@@ -76,6 +76,7 @@ def test_is_flatnonzero(rng, n, devices):
 def test_any_size_on_one_device(rng, n):
   for name, mask in masks(rng, n).items():
     tiles = nth.count_tiles(jnp.asarray(mask))
+    assert nth.total(tiles) == mask.sum(), name
     every = np.arange(-1, n + 1, dtype=np.int32)
     np.testing.assert_array_equal(nth.select(tiles, every).indices, oracle(mask, every), name)
 

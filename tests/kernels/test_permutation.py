@@ -39,6 +39,16 @@ def test_one_to_one_with_an_inverse(key, n):
   assert (jitted(key, jitted_inverse(key, index, n), n) == index).all()
 
 
+@pytest.mark.parametrize("n", [*SIZES, 65, 80, 1000, 46340])
+def test_a_size_that_is_known_changes_nothing(n):
+  # Whole walks at once for all that is outside, against walks of each position.
+  index = jnp.arange(n, dtype=jnp.int32)
+  for seed in range(20):
+    key = jax.random.key(seed)
+    assert (permute(key, index, n) == jitted(key, index, n)).all()
+    assert (inverse(key, index, n) == jitted_inverse(key, index, n)).all()
+
+
 @pytest.mark.parametrize("n", [2**31 - 1, 2**31 - 512, 46340**2 - 1, 46340**2, 46340**2 + 1])
 def test_the_largest_sizes(key, n):
   near_the_end = jnp.arange(1000, dtype=jnp.int32) + jnp.int32(n - 1000)

@@ -149,6 +149,23 @@ def test_mask_same_on_any_device_count(rng, devices):
     np.testing.assert_array_equal(np.flatnonzero(mask), want[want >= 0])
 
 
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("spread", [9, 10**6])
+def test_a_mask_of_few_same_on_any_device_count(rng, devices, spread):
+  n = 2**16
+  valid = rng.random(n) < 0.9
+  scores = hostile_scores(rng, n) if spread == 9 else rng.permutation(n).astype(np.float32)
+  scores[valid.cumsum() > 60_000 * 0.9] = np.nan  # some devices have hardly any
+  for k in (0, 1, 5, 60, 128):
+    want = top_k_oracle(scores, k, valid)
+    mask = on_devices(topk.top_k_mask, devices)(scores, k, valid=valid)
+    np.testing.assert_array_equal(np.flatnonzero(mask), want)
+  integers = rng.choice(np.array([-(2**31), -(2**31) + 1, 7], np.int32), n, p=[0.9995, 4e-4, 1e-4])
+  want = top_k_oracle(integers, 100, valid)
+  mask = on_devices(topk.top_k_mask, devices)(integers, 100, valid=valid)
+  np.testing.assert_array_equal(np.flatnonzero(mask), want)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_integers_same_on_any_device_count(rng, devices):
   scores = rng.choice(np.array([-(2**31), 7, 2**31 - 1]), N).astype(np.int32)
