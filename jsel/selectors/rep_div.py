@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
-from jsel.selectors.factors import empty_factors, fit_factors
+from jsel.selectors.factors import empty_factors, fit_factors, look_up
 
 ONE = 1 << 24  # entitlements are integers in units of 2**-24 plans
 TABLE_BITS = 18  # with the 12 bits of a share 30: a row's tilt is exact in int32
@@ -274,7 +274,7 @@ def _tilt(index, share, count, exponent):
   largest = jnp.max(log_table)
   table = jnp.exp(log_table - jnp.where(jnp.isfinite(largest), largest, 0))
   table = jnp.round(table * 2**TABLE_BITS).astype(jnp.int32)
-  return jnp.sum(share * table[index], axis=1)  # integers: exact in any order
+  return look_up(index, share, table)
 
 
 def _weights(index, share, count, exponent, valid, axis_name):

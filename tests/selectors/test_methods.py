@@ -9,7 +9,7 @@ import pytest
 import jsel
 from jsel import selectors
 from jsel.selectors import Batch, Columns, Pool, with_fit
-from jsel.selectors.factors import shares
+from jsel.selectors.factors import at_once, in_turn, shares
 
 SIZE = 900
 ONE = 2**24
@@ -177,6 +177,15 @@ def test_entitlements_that_were_kept_are_those_of_a_new_fit(rng):
     again, _, _ = select(jax.random.key(0), anew, pool_of(), jnp.int32(40 * step))
     np.testing.assert_array_equal(again.rows["entitlement"], state.rows["entitlement"])
   assert 10 < len(levels) < 60  # some plans kept them, some did not
+
+
+def test_either_order_of_a_rows_factors_gives_the_same_integer(rng):
+  index = rng.integers(0, 40, (SIZE, 8)).astype(np.int32)
+  share = rng.integers(0, 2**9, (SIZE, 8)).astype(np.int32)
+  table = rng.integers(0, 2**18, 40).astype(np.int32)
+  want = (share.astype(np.int64) * table[index]).sum(1)
+  for of_rows in (at_once, in_turn):
+    np.testing.assert_array_equal(jax.jit(of_rows)(index, share, table), want)
 
 
 def test_importance_weights_restore_the_mean_over_the_data(rng):
