@@ -14,10 +14,10 @@ but for the crops: a batch is flipped and shifted by up to 28 pixels in the step
 one size of every image; random resized crops would have to be cut where images are decoded.
 With another batch_size set optimizer.learning_rate and optimizer.warmup_steps too.
 
-It has been compiled for TPUs v5e (4 to 256 chips), v5p and v6e and for eight H100, where it takes 2.8 GiB
-of a device (benchmarks/results/aot.json); it has run on no accelerator, and never on ImageNet itself:
-six steps of 32 made-up images of its shape (`python -m jsel.data.prepare --synthetic=imagenet`) on two
-CPU cores, 40 s each, are all. No accuracy is claimed.
+It has been compiled for TPUs v5e (4 to 256 chips), v5p and v6e and for eight H100, where it takes
+2.8 GiB of a device (benchmarks/results/aot.json). It has run on no accelerator, and never on
+ImageNet itself: six steps of 32 made-up images of its shape (`python -m jsel.data.prepare
+--synthetic=imagenet`) on two CPU cores are all. No accuracy is claimed.
 """
 
 from jsel.training.config import base_config
