@@ -26,6 +26,7 @@ def measure(
   steps_between_plans: int,
   selects_inside: bool = False,
   repetitions: int = 15,
+  enough_seconds: float = 5.0,
 ) -> Overhead:
   """Alternates selecting and a step on a copy of ``state``.
 
@@ -38,7 +39,8 @@ def measure(
     state: any state of the run; left as it is.
     steps_between_plans: steps that a selection lasts.
     selects_inside: whether ``step`` selects itself too, which is then taken off.
-    repetitions: of both; one more goes before, which may compile.
+    repetitions: of both, at most; one more goes before, which may compile.
+    enough_seconds: no more than three repetitions where they take as long as this.
   """
   state = jax.tree.map(lambda leaf: leaf.copy(), state)
   seconds = np.zeros((repetitions + 1, 2))
@@ -49,7 +51,9 @@ def measure(
     state, metrics = step(state)
     jax.block_until_ready((state, metrics))
     seconds[repetition] = middle - begin, time.perf_counter() - middle
-  selecting, stepping = (float(x) for x in np.median(seconds[1:], axis=0))
+    if repetition >= 3 and seconds[1 : repetition + 1].sum() >= enough_seconds:
+      break
+  selecting, stepping = (float(x) for x in np.median(seconds[1 : repetition + 1], axis=0))
   if selects_inside:
     stepping -= selecting
   return Overhead(selecting, stepping, selecting / (selecting + steps_between_plans * stepping))
