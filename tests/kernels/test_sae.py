@@ -300,6 +300,16 @@ def test_update_over_batches_learns_as_fit_does(rng):
   assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_new_state_can_be_donated_to_its_update(rng):
+  optimizer = optax.adam(1e-3)
+  x = jnp.asarray(rng.standard_normal((32, WIDTH)), jnp.float32)
+  state = sae.init(jax.random.key(0), jnp.zeros(WIDTH), LATENTS, optimizer)
+  step = jax.jit(lambda state, x: sae.update(state, x, optimizer, k=K), donate_argnums=0)
+  for _ in range(2):
+    state = step(state, x)
+  assert int(state.step) == 2
+
+
 def test_eager_is_jit(rng):
   weights = make_sae(rng, normalize=True)
   x = rng.standard_normal((512, WIDTH)).astype(np.float32)
