@@ -42,6 +42,7 @@ class Case(NamedTuple):
 def temporaries(function: Callable[..., Any], *arguments: Any) -> int:
   """Bytes that the compiled program of ``function`` needs beside arguments and results."""
   analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+  assert analysis is not None
   return analysis.temp_size_in_bytes
 
 
@@ -66,7 +67,7 @@ def measure(case: Case, *, smoke: bool, repeats: int, seconds: float) -> dict[st
   errors = {name: float(work.error(name, result)) for name, result in results.items()}
   error = errors[work.jsel.name]
   assert error <= case.most_error, f"{work.jsel.name}: error {error:.3g} > {case.most_error:g}"
-  contenders = {
+  contenders: dict[str, dict[str, Any]] = {
     contender.name: {
       "settings": contender.settings,
       "error": errors[contender.name],
