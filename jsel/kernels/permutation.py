@@ -55,6 +55,45 @@ def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   return _walk(lambda x: _decrypt(network, x), index, network)
 
 
+def inverse_range(key: jax.Array, start: int | jax.Array, count: int, n: int) -> jax.Array:
+  """`inverse` of the positions ``start`` to ``start + count - 1``, in one pass over them.
+
+  A step of the network takes some of them outside of [0, n). Those are fewer than 2a, and as it is
+  one to one, where they come from and where they come back is worked out of them alone.
+
+  Args:
+    key: typed key.
+    start: int32, the first position; may be traced.
+    count: how many, static.
+    n: size of the domain, static.
+
+  >>> key = jax.random.key(0)
+  >>> inverse_range(key, 1, 3, 5).tolist() == inverse(key, jnp.arange(1, 4), 5).tolist()
+  True
+  """
+  network = _network(key, n)
+  size = network.size
+  first = jnp.asarray(start, jnp.int32).astype(jnp.uint32)
+  index = first + jnp.arange(count, dtype=jnp.uint32)
+  x = _decrypt(network, jnp.where(index < size, index, jnp.uint32(0)))
+  outside = int(network.left) * int(network.right) - n
+  if outside:
+    y = size + jnp.arange(outside, dtype=jnp.uint32)
+    origin = _encrypt(network, y) - first
+    # A cycle that is wholly outside, from which nobody comes, ends where it began.
+    away = lambda z: (z >= size) & (z != y)
+    back = jax.lax.while_loop(
+      lambda z: jnp.any(away(z)),
+      lambda z: jnp.where(away(z), _decrypt(network, z), z),
+      _decrypt(network, y),
+    )
+    here = (origin < count) & (origin + first < size)
+    place = jnp.where(here, origin, np.uint32(count)).astype(jnp.int32)
+    # Positions that are past the end have not been brought back.
+    x = jnp.minimum(x.at[place].set(back, mode="drop"), size - np.uint32(1))
+  return x.astype(jnp.int32)
+
+
 class _Network(NamedTuple):
   words: jax.Array  # [TINY_PAIRS, 2] uint32
   pairs: jax.Array | int  # how many of them to use
@@ -86,29 +125,12 @@ def _network(key: jax.Array, n: int | jax.Array) -> _Network:
 
 
 def _walk(step: Callable[[jax.Array], jax.Array], index: jax.Array, network: _Network) -> jax.Array:
-  """``step`` of each position, again and again until it is below n."""
   if index.dtype != jnp.int32:
     raise ValueError(f"index must be int32, got {index.dtype}")
   size = network.size
   x = index.astype(jnp.uint32)
-  x = step(jnp.where(x < size, x, jnp.uint32(0)))
-  outside = 0
-  if isinstance(size, np.uint32):
-    outside = int(network.left) * int(network.right) - int(size)
-    if not outside:
-      return x.astype(jnp.int32)
-  if 0 < outside < index.size:
-    # Fewer than the positions: from where each of these comes back inside is worked out once. A
-    # cycle that is wholly outside, which nobody walks into, ends where it began.
-    first = size + jnp.arange(outside, dtype=jnp.uint32)
-    away = lambda y: (y >= size) & (y != first)
-    back = jax.lax.while_loop(
-      lambda y: jnp.any(away(y)), lambda y: jnp.where(away(y), step(y), y), step(first)
-    )
-    # Below n the difference wraps, and is the last.
-    x = jnp.where(x < size, x, back[jnp.minimum(x - size, np.uint32(outside - 1))])
-    return x.astype(jnp.int32)
   # From inside, a cycle comes back inside; from outside it might never.
+  x = step(jnp.where(x < size, x, jnp.uint32(0)))
   x = jax.lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x < size, x, step(x)), x)
   return x.astype(jnp.int32)
 

@@ -11,7 +11,7 @@ from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.random import row_bits
 from jsel.kernels.rows import AxisName, rows
-from jsel.kernels.tiles import map_tiles
+from jsel.kernels.tiles import blocks, map_tiles
 
 BLOCK = 2**22  # signs held at a time, 16 MB of them
 WORD = 64  # signs that one call of the cipher gives
@@ -129,32 +129,40 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
     """``total`` plus the part of columns [start, start + size)."""
     ids = offset + start + jnp.arange(size, dtype=jnp.uint32)
     block_signs = signs(key, ids, dim, dtype=dtype)
-
-    def tile(arrays):
-      x, total = arrays
-      x = lax.dynamic_slice_in_dim(x, start.astype(jnp.int32), size, axis=1)
-      return total + products.matmul(x, block_signs, precision=precision)
-
+    column = start.astype(jnp.int32)
     if axis_name is not None:
+
+      def tile(arrays):
+        x, total = arrays
+        x = lax.dynamic_slice_in_dim(x, column, size, axis=1)
+        return total + products.matmul(x, block_signs, precision=precision)
+
       return map_tiles(tile, (x, total), width=size + dim, axis_name=axis_name)
-    whole = n // TILE_ROWS * TILE_ROWS
-    parts = []
-    if whole:
-      cut = lambda array: array[:whole].reshape(-1, TILE_ROWS, array.shape[1])
-      parts.append(lax.map(tile, (cut(x), cut(total))).reshape(whole, dim))
-    if n > whole or not whole:
-      parts.append(tile((x[whole:], total[whole:])))
-    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    # Sliced where they lie: rows cut into an array of tiles would be a copy of x.
+    cut = blocks(n, TILE_ROWS, None)
+
+    def rows_of(index, total):
+      row, first = cut.span(index)
+      part = lax.dynamic_slice(x, (row, column), (cut.size, size))
+      product = products.matmul(part, block_signs, precision=precision)
+      again = row + jnp.arange(cut.size) < first  # of the block before
+      old = lax.dynamic_slice_in_dim(total, row, cut.size)
+      new = old + jnp.where(again[:, None], 0, product)
+      return lax.dynamic_update_slice_in_dim(total, new, row, axis=0)
+
+    return lax.fori_loop(0, cut.count, rows_of, total)
 
   total = jnp.zeros((n, dim), jnp.float32)
   if axis_name is not None:
     total = lax.pcast(total, axis_name, to="varying")
-  blocks = d // block if d else 0
-  if blocks:
-    starts = jnp.arange(blocks, dtype=jnp.uint32) * block
+  whole = d // block if d else 0
+  if whole > 1:
+    starts = jnp.arange(whole, dtype=jnp.uint32) * block
     total, _ = lax.scan(lambda total, start: (add(total, start, block), None), total, starts)
-  if d > blocks * block:
-    total = add(total, jnp.uint32(blocks * block), d - blocks * block)
+  elif whole:
+    total = add(total, jnp.uint32(0), block)
+  if d > whole * block:
+    total = add(total, jnp.uint32(whole * block), d - whole * block)
   return total / np.sqrt(dim)
 
 

@@ -47,5 +47,13 @@ def row_ids(count: int, axis_name: AxisName) -> jax.Array:
   >>> row_ids(3, None).tolist()
   [0, 1, 2]
   """
-  ids = jnp.arange(count, dtype=jnp.int32)
-  return ids if axis_name is None else jax.lax.axis_index(axis_name) * count + ids
+  return first_row(count, axis_name) + jnp.arange(count, dtype=jnp.int32)
+
+
+def first_row(count: int, axis_name: AxisName) -> jax.Array:
+  """The global id, int32, of the first of the ``count`` rows that this device holds.
+
+  >>> first_row(3, None).item()
+  0
+  """
+  return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name) * count

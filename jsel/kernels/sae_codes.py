@@ -37,7 +37,7 @@ def encode(
 
   Sharding: rows may be split over ``axis_name``; nothing is exchanged. Tiles
   are cut from 512 leaves of n / 512 rows, so the codes are bitwise the same on
-  1, 2, 4, ... 512 devices.
+  1, 2, 4, ... 512 devices. Other n are cut into fewer and larger tiles.
 
   Args:
     sae: the autoencoder.

@@ -75,7 +75,9 @@ def init(
   if latents < 1:
     raise ValueError(f"latents must be at least 1, got {latents}")
   decoder = _unit(jax.random.normal(key, (latents, mean.shape[0]), jnp.float32))
-  weights = (decoder, jnp.zeros(latents, jnp.float32), decoder, mean.astype(jnp.float32))
+  # A copy: whoever donates the state to its update cannot donate one buffer twice.
+  encoder = jnp.copy(decoder)
+  weights = (encoder, jnp.zeros(latents, jnp.float32), decoder, mean.astype(jnp.float32))
   return TrainState(
     SAE(*weights, jnp.asarray(normalize)),
     optimizer.init(weights),

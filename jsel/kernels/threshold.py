@@ -1,6 +1,8 @@
 """Exact selection of the highest among int32 keys: candidates, k-th key, mask, ids of a mask."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from jsel.kernels import bits
 from jsel.kernels.rows import AxisName, axis_size
 
 LOWEST = np.int32(np.iinfo(np.int32).min)  # the key of rows that never win
-_BLOCK = 64  # rows a maximum, where few are picked from many
+# Rows a maximum, at most: XLA on CPU writes out what it takes the maximum of 64 and more of.
+_BLOCK = 32
 _TIE_BLOCK = 512
 _SMALL = 1024  # rows up to which a histogram of 65,536 bins costs more than it saves
 
@@ -33,9 +36,7 @@ def to_keys(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
   eligible = magnitude <= infinity
   if valid is not None:
     eligible &= valid
-  keys = jnp.where(eligible, jnp.where(bits < 0, -magnitude, magnitude), LOWEST)
-  # Several passes read the keys; made anew in each, they would cost more than to read.
-  return lax.optimization_barrier(keys)
+  return jnp.where(eligible, jnp.where(bits < 0, -magnitude, magnitude), LOWEST)
 
 
 def from_keys(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -49,23 +50,29 @@ def from_keys(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def highest_over(
-  keys: jax.Array, eligible: jax.Array | None, k: int, by_score: bool, axis_name: AxisName
+  keys_of: Callable[[Any], jax.Array],
+  arrays: Any,
+  eligible: jax.Array | None,
+  k: int,
+  by_score: bool,
+  axis_name: AxisName,
 ) -> tuple[jax.Array, jax.Array]:
   """The ``k`` highest eligible keys over all devices and their global ids.
 
-  Ids ascend, or keys descend if ``by_score``; at the end, `LOWEST` and -1 where no row was left.
+  Keys are ``keys_of(arrays)``, elementwise in arrays of [n]. Ids ascend, or keys descend if
+  ``by_score``; at the end, `LOWEST` and -1 where no row was left.
   """
-  count, devices = keys.shape[0], axis_size(axis_name)
+  count, devices = jax.tree.leaves(arrays)[0].shape[0], axis_size(axis_name)
   total = count * devices
   few = k <= 4096 and (64 * k <= total or total <= _SMALL) and devices * min(k, count) <= 2**16
   if few and eligible is None:
-    top, ids = highest(keys, min(k, count))
+    top, ids = highest(keys_of, arrays, min(k, count))
     if axis_name is not None:
       ids = ids + lax.axis_index(axis_name) * count
       gather = lambda x: lax.all_gather(x, axis_name, tiled=True, to="invarying")
       candidates, ids = gather(top), gather(ids)
       # Candidates stand in the order of the devices, so position still breaks ties by id.
-      top, position = highest(candidates, k)
+      top, position = highest(lambda keys: keys, candidates, k)
       ids = ids[position]
     found = top != LOWEST
     if not by_score:
@@ -73,6 +80,8 @@ def highest_over(
       _, ids, top = lax.sort((order, ids, top), num_keys=1)
       found = top != LOWEST
   else:
+    # Several passes read the keys; made anew in each, they would cost more than to read.
+    keys = lax.optimization_barrier(keys_of(arrays))
     mask = mask_of_highest(keys, eligible, jnp.int32(k), axis_name)
     ids, top, held = compact(mask, keys, k, axis_name)
     found = jnp.arange(k) < held
@@ -83,18 +92,29 @@ def highest_over(
   return jnp.where(found, top, LOWEST), jnp.where(found, ids, -1)
 
 
-def highest(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def highest(
+  keys_of: Callable[[Any], jax.Array], arrays: Any, k: int
+) -> tuple[jax.Array, jax.Array]:
   """The ``k`` highest keys, descending, and their positions; ties by position."""
-  if keys.shape[0] < 4 * _BLOCK * k or keys.shape[0] < 2**17:
-    return sorted_top_k(keys, k)
+  count = jax.tree.leaves(arrays)[0].shape[0]
+  if count < 256 * k or count < 2**17:
+    return sorted_top_k(keys_of(arrays), k)
   # The k highest rows lie in the k blocks of highest maxima. So do they with
   # ties: a row of another block is preceded by the maxima of all those k.
-  padded = jnp.pad(keys, (0, -keys.shape[0] % _BLOCK), constant_values=LOWEST)
-  blocks = padded.reshape(-1, _BLOCK)
-  _, chosen = sorted_top_k(blocks.max(1), k)
+  # Keys of the chosen blocks are made anew: all of them are never written.
+  block = min(1 << round(math.log2(count / k) / 2), _BLOCK)
+  whole = count // block * block
+  cut = lambda x: x[:whole].reshape(-1, block)
+  blocks = jax.tree.map(cut, arrays)
+  _, chosen = sorted_top_k(keys_of(blocks).max(1), k)
   chosen = jnp.sort(chosen)  # so that position within the candidates is the order of the rows
-  top, position = sorted_top_k(blocks[chosen].reshape(-1), k)
-  return top, chosen[position // _BLOCK] * _BLOCK + position % _BLOCK
+  keys = keys_of(jax.tree.map(lambda x: x[chosen], blocks)).reshape(-1)
+  rows = (chosen[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]).reshape(-1)
+  if whole < count:
+    keys = jnp.concatenate([keys, keys_of(jax.tree.map(lambda x: x[whole:], arrays))])
+    rows = jnp.concatenate([rows, jnp.arange(whole, count, dtype=jnp.int32)])
+  top, position = sorted_top_k(keys, k)
+  return top, rows[position]
 
 
 def sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

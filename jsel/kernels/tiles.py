@@ -15,12 +15,18 @@ TILE = 2**22  # floats that a tile may take
 def map_tiles(
   function: Callable[[Any], Any], arrays: Any, *, width: int, axis_name: AxisName
 ) -> Any:
-  """``function`` of tiles of rows, whose shape depends on the global n and ``width`` alone."""
+  """``function`` of tiles of rows, whose shape depends on the global n and ``width`` alone.
+
+  Rows that could be split over an axis are cut as they would be there. Others are cut into fewer
+  and larger tiles, where they lie: padding them would copy all of them.
+  """
   count = jax.tree.leaves(arrays)[0].shape[0]
-  arrays = pad_to_leaves(arrays, axis_name)
-  padded = jax.tree.leaves(arrays)[0].shape[0]
+  if axis_name is None and count % LEAVES:
+    return _map_blocks(function, arrays, blocks(count, max(TILE // width, 1), None))
   leaves = LEAVES // axis_size(axis_name)
-  leaf = padded // leaves
+  if count % leaves:
+    raise ValueError(_undivided(count * axis_size(axis_name)))
+  leaf = count // leaves
   parts = -(-leaf * width // TILE) or 1
   tile = -(-leaf // parts)
 
@@ -31,9 +37,27 @@ def map_tiles(
 
   def join(array: jax.Array) -> jax.Array:
     split = array.reshape(leaves, parts * tile, *array.shape[2:])[:, :leaf]
-    return split.reshape(padded, *array.shape[2:])[:count]
+    return split.reshape(count, *array.shape[2:])
 
   return jax.tree.map(join, jax.lax.map(function, jax.tree.map(cut, arrays)))
+
+
+def _map_blocks(function: Callable[[Any], Any], arrays: Any, cut: "Blocks") -> Any:
+  """Rows that two blocks share are worked out in both, alike."""
+
+  def part(index: jax.Array) -> tuple[jax.Array, Any]:
+    row, _ = cut.span(index)
+    take = lambda array: jax.lax.dynamic_slice_in_dim(array, row, cut.size)
+    return row, function(jax.tree.map(take, arrays))
+
+  def one(index: jax.Array, results: Any) -> Any:
+    row, new = part(index)
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=0)
+    return jax.tree.map(put, results, new)
+
+  _, shapes = jax.eval_shape(part, jnp.int32(0))
+  empty = lambda shape: jnp.zeros((cut.leaf, *shape.shape[1:]), shape.dtype)
+  return jax.lax.fori_loop(0, cut.count, one, jax.tree.map(empty, shapes))
 
 
 class Blocks(NamedTuple):
@@ -64,9 +88,7 @@ def blocks(count: int, most: int, axis_name: AxisName) -> Blocks:
   """
   devices = axis_size(axis_name)
   if axis_name is not None and count * devices % LEAVES:
-    raise ValueError(
-      f"{count * devices} rows do not split into {LEAVES} leaves: pad them with jsel.pad_rows"
-    )
+    raise ValueError(_undivided(count * devices))
   leaves = 1 if axis_name is None else LEAVES // devices
   leaf = count // leaves
   per_leaf = -(-leaf // most)
@@ -78,10 +100,7 @@ def pad_to_leaves(arrays: Any, axis_name: AxisName) -> Any:
   """``arrays`` with rows of zeros up to a multiple of 512."""
   count = jax.tree.leaves(arrays)[0].shape[0]
   if axis_name is not None and count * axis_size(axis_name) % LEAVES:
-    raise ValueError(
-      f"{count * axis_size(axis_name)} rows do not split into {LEAVES} leaves: "
-      "pad them with jsel.pad_rows"
-    )
+    raise ValueError(_undivided(count * axis_size(axis_name)))
   extra = -count % LEAVES if axis_name is None else 0
   return jax.tree.map(lambda array: _pad(array, 0, extra), arrays)
 
@@ -89,3 +108,7 @@ def pad_to_leaves(arrays: Any, axis_name: AxisName) -> Any:
 def _pad(array: jax.Array, axis: int, extra: int) -> jax.Array:
   widths = [(0, extra if dimension == axis else 0) for dimension in range(array.ndim)]
   return jnp.pad(array, widths) if extra else jnp.asarray(array)
+
+
+def _undivided(count: int) -> str:
+  return f"{count} rows do not split into {LEAVES} leaves: pad them with jsel.pad_rows"

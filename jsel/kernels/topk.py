@@ -254,9 +254,9 @@ def _check_count(name: str, k: Any, local_count: int, axis_name: AxisName, lowes
 def _top_k(
   scores: jax.Array, valid: jax.Array | None, *, k: int, by_score: bool, axis_name: AxisName
 ) -> TopK:
-  keys = threshold.to_keys(scores, valid)
+  keys_of = lambda arrays: threshold.to_keys(*arrays)
   eligible = _eligible(scores, valid)
-  top, ids = threshold.highest_over(keys, eligible, k, by_score, axis_name)
+  top, ids = threshold.highest_over(keys_of, (scores, valid), eligible, k, by_score, axis_name)
   return TopK(threshold.from_keys(top, scores.dtype), ids)
 
 
@@ -276,7 +276,8 @@ def _top_k_mask(
   most: int | None,
   axis_name: AxisName,
 ) -> jax.Array:
-  keys = threshold.to_keys(scores, valid)
+  # Several passes read them.
+  keys = jax.lax.optimization_barrier(threshold.to_keys(scores, valid))
   return threshold.mask_of_highest(keys, _eligible(scores, valid), k, axis_name, most)
 
 
@@ -303,10 +304,17 @@ def _penalized_top_k(
   usage: jax.Array,
   penalty: jax.Array,
   valid: jax.Array | None,
-  **options: Any,
+  *,
+  k: int,
+  by_score: bool,
+  axis_name: AxisName,
 ) -> TopK:
-  # The product keeps its own rounding: contracted into a fused multiply-add in
-  # one program and not in the next, it would move ties.
-  cost = rounded(penalty * usage.astype(jnp.float32))
-  penalized = scores.astype(jnp.float32) - cost
-  return _top_k(penalized, valid, **options)
+  def keys_of(arrays):
+    scores, usage, valid = arrays
+    # The product keeps its own rounding: contracted into a fused multiply-add in
+    # one program and not in the next, it would move ties.
+    cost = rounded(penalty * usage.astype(jnp.float32))
+    return threshold.to_keys(scores.astype(jnp.float32) - cost, valid)
+
+  top, ids = threshold.highest_over(keys_of, (scores, usage, valid), None, k, by_score, axis_name)
+  return TopK(threshold.from_keys(top, jnp.dtype(jnp.float32)), ids)

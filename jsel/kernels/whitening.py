@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import moments
-from jsel.kernels.reduce import LEAVES
 from jsel.kernels.rows import AxisName, axis_size, rows
 from jsel.kernels.tiles import map_tiles
 
 Method = Literal["eigh", "subspace"]
 OVERSAMPLING = 8  # extra directions of the subspace iteration, which speed its last ones up
-TILE = 1024  # rows projected at a time where n is no multiple of 512
 
 
 class Whitening(NamedTuple):
@@ -151,7 +149,8 @@ def apply(
   """Whitens rows: ``((x - mean) @ components.T) * scale``.
 
   Sharding: rows may be split over ``axis_name``; nothing is exchanged. Bitwise
-  the same on any device count: rows are projected n / 512 or fewer at a time.
+  the same on any device count, for n a multiple of 512: rows are projected
+  n / 512 or fewer at a time. Other n are cut into fewer and larger tiles.
 
   Args:
     whitening: what `fit` returned, the same on every device.
@@ -182,10 +181,7 @@ def apply(
     projected = jnp.matmul(whitening.components, centred, precision=jax.lax.Precision.HIGHEST)
     return projected * whitening.scale
 
-  if axis_name is None and x.shape[0] % LEAVES:  # queries, say: 512 tiles might be of one row
-    y = jax.lax.map(whiten, x, batch_size=TILE)
-  else:
-    y = map_tiles(jax.vmap(whiten), x, width=d, axis_name=axis_name)
+  y = map_tiles(jax.vmap(whiten), x, width=d, axis_name=axis_name)
   return y if valid is None else jnp.where(valid[:, None], y, 0)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import permutation
-from jsel.kernels.rows import row_ids
+from jsel.kernels.rows import first_row
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 
 
@@ -33,7 +33,8 @@ def random(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = No
 
   def select(key, state, pool, step):
     del key, step
-    place = permutation.inverse(state.shared["key"], row_ids(pool.valid.shape[0], axis_name), size)
+    count, shuffle = pool.valid.shape[0], state.shared["key"]
+    place = permutation.inverse_range(shuffle, first_row(count, axis_name), count, size)
     mask = pool.valid & (place < rows)
     planned = state.rows["planned"] + mask.astype(jnp.int32)
     return state._replace(rows={"planned": planned}), Plan(mask, None), {}

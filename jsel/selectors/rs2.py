@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import gather, permutation, random, scatter, topk
-from jsel.kernels.rows import row_ids
+from jsel.kernels.rows import first_row
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 
 
@@ -49,7 +49,8 @@ def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None)
     del key, step
     start, shuffles = state.shared["start"], state.shared["shuffles"]
     shuffle = jax.random.fold_in(state.shared["key"], shuffles)
-    place = permutation.inverse(shuffle, row_ids(pool.valid.shape[0], axis_name), size)
+    count = pool.valid.shape[0]
+    place = permutation.inverse_range(shuffle, first_row(count, axis_name), count, size)
     # How far past the start, around the end: a sum with `size` could pass 2**31.
     ahead = jnp.where(place >= start, place - start, place + (size - start))
     mask = pool.valid & (ahead < rows)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jsel
-from jsel.kernels.permutation import inverse, permute
+from jsel.kernels.permutation import inverse, inverse_range, permute
 
 SIZES = [1, 2, 3, 5, 7, 16, 64, 511, 512, 513, 60_000]
 jitted, jitted_inverse = jax.jit(permute), jax.jit(inverse)
@@ -40,13 +40,19 @@ def test_one_to_one_with_an_inverse(key, n):
 
 
 @pytest.mark.parametrize("n", [*SIZES, 65, 80, 1000, 46340])
-def test_a_size_that_is_known_changes_nothing(n):
-  # Whole walks at once for all that is outside, against walks of each position.
+def test_a_range_is_the_same_positions_one_by_one(n):
+  whole = jax.jit(lambda key: inverse_range(key, 0, n, n))
+  some = jax.jit(lambda key, start: inverse_range(key, start, 40, n))
   index = jnp.arange(n, dtype=jnp.int32)
   for seed in range(20):
     key = jax.random.key(seed)
-    assert (permute(key, index, n) == jitted(key, index, n)).all()
-    assert (inverse(key, index, n) == jitted_inverse(key, index, n)).all()
+    want = np.asarray(jitted_inverse(key, index, n))
+    np.testing.assert_array_equal(whole(key), want)
+    for start in (0, n // 2, n - 7):  # past the end, too, as padding is
+      got = np.asarray(some(key, jnp.int32(max(start, 0))))
+      inside = want[max(start, 0) :][:40]
+      np.testing.assert_array_equal(got[: len(inside)], inside)
+      assert ((got >= 0) & (got < n)).all()
 
 
 @pytest.mark.parametrize("n", [2**31 - 1, 2**31 - 512, 46340**2 - 1, 46340**2, 46340**2 + 1])

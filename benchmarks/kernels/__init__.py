@@ -1,0 +1,1 @@
+"""Kernels against the best peer, on the same work in the same process."""
