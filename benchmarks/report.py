@@ -69,7 +69,7 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path) -> Non
     xscale="log",
     yticks=range(len(cases)),
     yticklabels=[title for title, _ in cases],
-    xlabel="time of a peer / time of jsel (blue: the best peer; red: what must be reached)",
+    xlabel="time of a peer over that of jsel\nblue: the best peer, red: what must be reached",
   )
   axes.invert_yaxis()
   axes.grid(axis="x", which="both", alpha=0.3)
