@@ -76,8 +76,8 @@ def fit(
 
   Sharding: rows may be split over ``axis_name``; costs a sum of three ``[k, d]``
   integers over it an iteration. Bitwise the same on any device count, for n a
-  multiple of 512. On CPU, 512 tiles of n / 512 rows are worked on in turn,
-  none of them in more than 16 MB.
+  multiple of 512: rows are worked on in tiles of n / 512 or fewer. Other n are
+  cut into fewer and larger tiles. No tile takes more than 16 MB.
 
   Args:
     x: ``[n, d]`` rows of any real dtype.
