@@ -186,6 +186,7 @@ CASES = {
     ("100k x 384, k 1000, bfloat16_3x", WIDE, "bfloat16_3x", 1e-6, 1.5),
     ("100k x 384, k 1000, bfloat16", WIDE, "bfloat16", 2e-3, 2.5),
     ("100k x 128, k 256, float32", NARROW, "float32", 1e-6, 1.5),
+    ("100k x 128, k 256, bfloat16_3x", NARROW, "bfloat16_3x", 1e-6, 1.5),
   )
 }
 # Draws differ: two seedings of the same rows are within some percent of one another.

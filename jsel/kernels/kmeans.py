@@ -13,15 +13,14 @@ from jsel.kernels.kmeans_seeding import (
   check_k,
   check_rows,
   influence,
-  is_finite,
   plus_plus,
-  varying,
+  square_lengths,
 )
+from jsel.kernels.nearest import MOST, distance2, nearest
 from jsel.kernels.precision import Precision
 from jsel.kernels.reduce import fixed_tree_sum
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.rows import AxisName, axis_size, row_ids, rows, varying
 from jsel.kernels.segments import exponents, segment_sum, sum_by_label
-from jsel.kernels.tiles import map_tiles
 from jsel.kernels.topk import top_k
 
 __all__ = [
@@ -88,7 +87,10 @@ def fit(
       has a label and no influence. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     precision: of the products that labels are found by. Sums and ``inertia`` are
-      float32 in any. ``"bfloat16"`` finds another, about equally good optimum.
+      float32 in any. ``"bfloat16_3x"`` takes one bfloat16 product, and one in
+      float32 of the rows that the first leaves in doubt: the labels are those
+      of ``"float32"``, faster where bfloat16 has hardware. ``"bfloat16"`` alone
+      finds another, about equally good optimum.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
@@ -135,7 +137,7 @@ def assign(
     x: ``[n, d]`` rows of any real dtype.
     centers: ``[k, d]``.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
-    precision: of the products that labels are found by.
+    precision: of the products that labels are found by, as in `fit`.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
@@ -235,7 +237,9 @@ def finish(statistics: Statistics, centers: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("precision", "axis_name"))
 def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
   n, k = x.shape[0], centers.shape[0]
-  row_weight = influence(x, weights, valid)
+  square = square_lengths(x, axis_name)
+  usable = jnp.isfinite(square) if valid is None else jnp.isfinite(square) & valid
+  row_weight = influence(usable, weights)
   ones = jnp.ones((n, 1), jnp.float32)
   exponent = exponents(x, row_weight, row_weight > 0, axis_name)
   weight_exponent = exponents(ones, row_weight, row_weight > 0, axis_name)
@@ -246,7 +250,7 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
     sums = sum_by_label(x, labels, k, row_weight, exponent, axis_name)
     return finish(Statistics(sums, weight[:, 0]), centers)
 
-  def fill(labels, distance2):
+  def fill(labels, centers):
     """Labels with the farthest rows given to the clusters that have none."""
     taken = jnp.where(row_weight > 0, labels, k)
     size = jnp.zeros(k, jnp.int32).at[taken].add(jnp.where(taken >= 0, 1, 0), mode="drop")
@@ -254,10 +258,10 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
 
     def relabel(labels):
       most = min(k, n * axis_size(axis_name))
+      far = distance2(x, centers, labels, axis_name=axis_name)
       # The mean of equal rows is a rounding off them; there is nothing to gain.
-      rounding = 2.0**-44 * jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
-      off = (row_weight > 0) & (distance2 > rounding)
-      far = top_k(distance2, most, valid=off, sorted=True, axis_name=axis_name).indices
+      off = (row_weight > 0) & (far > 2.0**-44 * square)
+      far = top_k(far, most, valid=off, sorted=True, axis_name=axis_name).indices
       far = jnp.where(far >= 0, far, jnp.iinfo(jnp.int32).max)
       empty = size == 0
       order = jnp.clip(jnp.cumsum(empty, dtype=jnp.int32) - 1, 0, most - 1)
@@ -269,9 +273,9 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
     return lax.cond(jnp.any(size == 0), relabel, lambda labels: labels, labels)
 
   def iterate(state):
-    centers, _, _, iteration, _, _ = state
-    labels, distance2 = _assign(x, centers, valid, precision=precision, axis_name=axis_name)
-    moved = means(fill(labels, distance2), centers)
+    centers, _, iteration, _, _ = state
+    labels = nearest(x, centers, usable, precision=precision, axis_name=axis_name)
+    moved = means(fill(labels, centers), centers)
     # A center that is not finite and stays so would never come to rest.
     step = jnp.where(jnp.isnan(moved) & jnp.isnan(centers), 0, moved - centers)
     converged = jnp.all(jnp.sum(step * step, axis=1) <= tol * tol)
@@ -279,7 +283,6 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
     return (
       jnp.where(done, centers, moved),
       labels,
-      distance2,
       jnp.where(done, iteration, iteration + 1),
       converged,
       done,
@@ -288,49 +291,31 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
   start = (
     centers.astype(jnp.float32),
     varying(jnp.full(n, -1, jnp.int32), axis_name),
-    varying(jnp.full(n, jnp.nan, jnp.float32), axis_name),
     jnp.int32(0),
     jnp.bool_(False),
     jnp.bool_(False),
   )
   # The last pass finds the labels of the centers returned, and moves none.
   state = lax.while_loop(lambda state: ~state[-1], iterate, start)
-  centers, labels, distance2, iterations, converged, _ = state
-  cost = jnp.where((row_weight > 0) & (labels >= 0), row_weight * distance2, 0)
-  inertia = fixed_tree_sum(cost, axis_name=axis_name)
+  centers, labels, iterations, converged, _ = state
+  cost = row_weight * distance2(x, centers, labels, axis_name=axis_name)
+  inertia = fixed_tree_sum(
+    jnp.where((row_weight > 0) & (labels >= 0), cost, 0), axis_name=axis_name
+  )
   return KMeans(centers, labels, inertia, iterations, converged)
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "axis_name"))
 def _assign(x, centers, valid, *, precision, axis_name):
-  n, d = x.shape
-  k = centers.shape[0]
   centers = centers.astype(jnp.float32)
-  finite = jnp.isfinite(centers).all(axis=1)
-  used = jnp.where(finite[:, None], centers, 0)
-  # Relative to their mean: a common offset would cancel in |c|^2 / 2 - x.c, digits and all.
-  shift = jnp.sum(used, axis=0) / jnp.maximum(jnp.sum(finite, dtype=jnp.float32), 1)
-  shifted = jnp.where(finite[:, None], centers - shift[None], 0)
-  half_norm = jnp.where(finite, 0.5 * jnp.sum(shifted * shifted, axis=1), jnp.inf)
-  ids = jnp.arange(k, dtype=jnp.int32)[None]
-
-  def tile(arrays):
-    x, valid = arrays
-    x = x.astype(jnp.float32)
-    product = products.matmul(x - shift[None], shifted, precision=precision, transpose_b=True)
-    score = half_norm[None] - product
-    # Two passes that vectorise, where argmin would not.
-    lowest = jnp.min(score, axis=1, keepdims=True)
-    label = jnp.min(jnp.where(score <= lowest, ids, k), axis=1)
-    difference = x - used.at[label].get(mode="clip")
-    distance2 = jnp.sum(difference * difference, axis=1)
-    counts = valid & is_finite(x) & (label < k) & (lowest[:, 0] < jnp.inf)
-    return jnp.where(counts, label, -1), jnp.where(counts, distance2, jnp.nan)
-
-  valid = varying(jnp.ones(n, bool), axis_name) if valid is None else valid
-  return map_tiles(tile, (x, valid), width=max(k, d), axis_name=axis_name)
+  usable = jnp.isfinite(square_lengths(x, axis_name))
+  usable = usable if valid is None else usable & valid
+  labels = nearest(x, centers, usable, precision=precision, axis_name=axis_name)
+  return labels, distance2(x, centers, labels, axis_name=axis_name)
 
 
 def _check_centers(x: jax.Array, centers: jax.Array) -> None:
   if centers.ndim != 2 or centers.shape[1] != x.shape[1] or not centers.shape[0]:
     raise ValueError(f"centers must be [k, {x.shape[1]}] as x has it, got shape {centers.shape}")
+  if centers.shape[0] > MOST:
+    raise ValueError(f"{centers.shape[0]} centers: {MOST} at most")

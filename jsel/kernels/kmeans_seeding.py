@@ -9,7 +9,7 @@ from jax import lax
 
 from jsel.kernels.gather import gather
 from jsel.kernels.random import row_gumbel
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.rows import AxisName, axis_size, row_ids, rows, varying
 from jsel.kernels.tiles import map_tiles
 
 CHOSEN = 1e3  # taken off the log-weight of a copy of a seed; no draw makes up for it
@@ -69,7 +69,8 @@ def plus_plus(
 @functools.partial(jax.jit, static_argnames=("k", "axis_name"))
 def _plus_plus(key, x, weights, valid, *, k, axis_name):
   n, d = x.shape
-  log_weights = jnp.log(influence(x, weights, valid))
+  usable = jnp.isfinite(square_lengths(x, axis_name))
+  log_weights = jnp.log(influence(usable if valid is None else usable & valid, weights))
   ids = row_ids(n, axis_name)
 
   def draw(j, carry):
@@ -101,21 +102,17 @@ def _plus_plus(key, x, weights, valid, *, k, axis_name):
   return lax.fori_loop(0, k, draw, start)[2]
 
 
-def influence(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) -> jax.Array:
+def influence(usable: jax.Array, weights: jax.Array | None) -> jax.Array:
   """``float32[n]``: the weight of a row that may move a center, else 0."""
-  weight = jnp.ones(x.shape[0], jnp.float32) if weights is None else weights.astype(jnp.float32)
-  counts = is_finite(x.astype(jnp.float32)) & (weight > 0)
-  return jnp.where(counts if valid is None else counts & valid, weight, 0)
+  if weights is None:
+    return usable.astype(jnp.float32)
+  return jnp.where(usable & (weights > 0), weights.astype(jnp.float32), 0)
 
 
-def is_finite(x: jax.Array) -> jax.Array:
-  """``bool[n]``: whether the squared length of a row is a number that float32 holds."""
-  return jnp.isfinite(jnp.sum(x * x, axis=1))
-
-
-def varying(x: jax.Array, axis_name: AxisName) -> jax.Array:
-  """``x`` typed as one that differs between devices, as the carry of a loop over rows must be."""
-  return x if axis_name is None else lax.pcast(x, axis_name, to="varying")
+def square_lengths(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """``float32[n]``; not finite for a row that nothing can be computed of."""
+  square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
+  return map_tiles(square, x, width=x.shape[1], axis_name=axis_name)
 
 
 def check_rows(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None) -> None:

@@ -10,7 +10,7 @@ from jax import lax
 from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.random import row_bits
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, rows, varying
 from jsel.kernels.tiles import blocks, map_tiles
 
 BLOCK = 2**22  # signs held at a time, 16 MB of them
@@ -152,9 +152,7 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
 
     return lax.fori_loop(0, cut.count, rows_of, total)
 
-  total = jnp.zeros((n, dim), jnp.float32)
-  if axis_name is not None:
-    total = lax.pcast(total, axis_name, to="varying")
+  total = varying(jnp.zeros((n, dim), jnp.float32), axis_name)
   whole = d // block if d else 0
   if whole > 1:
     starts = jnp.arange(whole, dtype=jnp.uint32) * block

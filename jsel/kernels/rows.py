@@ -57,3 +57,12 @@ def first_row(count: int, axis_name: AxisName) -> jax.Array:
   0
   """
   return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name) * count
+
+
+def varying(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """``x`` typed as one that differs between devices, as the carry of a loop over rows must be.
+
+  >>> varying(jnp.zeros(2), None).tolist()
+  [0.0, 0.0]
+  """
+  return x if axis_name is None else jax.lax.pcast(x, axis_name, to="varying")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, rows, varying
 
 LIMB = 16  # bits; LIMB_ROWS of them add up within 31 bits
 LIMB_ROWS = 2**14
@@ -72,10 +72,20 @@ def exponents(
   >>> exponents(jnp.array([[3.0]]), jnp.ones(1), jnp.ones(1, bool)).tolist()
   [2]
   """
-  size = jnp.abs(weights[:, None] * x.astype(jnp.float32))
-  # As infinity, since a maximum over devices need not pass NaN on.
-  size = jnp.where(jnp.isnan(size), jnp.inf, size)
-  largest = jnp.max(jnp.where(counts[:, None], size, 0), axis=0, initial=0.0)
+  n, d = x.shape
+  size = min(max(TILE_SIZE // max(d, 1), 1), n)
+
+  def of_tile(i: jax.Array, largest: jax.Array) -> jax.Array:
+    # The last tile ends with the rows, some of which it has in common with the one before.
+    start = jnp.minimum(i * size, n - size)
+    cut = lambda array: lax.dynamic_slice_in_dim(array, start, size)
+    value = jnp.abs(cut(weights)[:, None] * cut(x).astype(jnp.float32))
+    # As infinity, since a maximum over devices need not pass NaN on.
+    value = jnp.where(cut(counts)[:, None], jnp.where(jnp.isnan(value), jnp.inf, value), 0)
+    return jnp.maximum(largest, jnp.max(value, axis=0, initial=0.0))
+
+  largest = varying(jnp.zeros(d, jnp.float32), axis_name)
+  largest = lax.fori_loop(0, -(-n // max(size, 1)), of_tile, largest)
   if axis_name is not None:
     largest = lax.pmax(largest, axis_name)
   exponent = jnp.frexp(largest)[1].astype(jnp.int32)
@@ -123,9 +133,7 @@ def sum_by_label(
     top = total[2] + (middle >> LIMB)
     return ones & (2**LIMB - 1), middle & (2**LIMB - 1), top
 
-  zeros = jnp.zeros((count, d), jnp.int32)
-  if axis_name is not None:
-    zeros = lax.pcast(zeros, axis_name, to="varying")
+  zeros = varying(jnp.zeros((count, d), jnp.int32), axis_name)
   total = lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
   if axis_name is not None:
     ones, middle, top = lax.psum(total, axis_name)

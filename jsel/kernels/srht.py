@@ -11,7 +11,7 @@ from jsel.kernels import precision as products
 from jsel.kernels.permutation import permute
 from jsel.kernels.precision import Precision
 from jsel.kernels.projection import signs
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, rows, varying
 from jsel.kernels.tiles import blocks
 
 BLOCK = 2**20  # floats of transformed rows at a time: more would not stay in cache
@@ -108,9 +108,7 @@ def _srht(key, x, *, dim, precision, axis_name):
     block = jax.vmap(transform)(lax.dynamic_slice_in_dim(x, start, cut.size))
     return lax.dynamic_update_slice_in_dim(y, block / np.sqrt(dim), start, axis=0)
 
-  y = jnp.zeros((x.shape[0], dim), jnp.float32)
-  if axis_name is not None:
-    y = lax.pcast(y, axis_name, to="varying")
+  y = varying(jnp.zeros((x.shape[0], dim), jnp.float32), axis_name)
   return lax.fori_loop(0, cut.count, add_block, y)
 
 

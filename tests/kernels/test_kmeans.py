@@ -72,8 +72,32 @@ def test_labels_and_inertia_are_those_of_the_centers(blobs, precision):
   chosen = distances[np.arange(1024), result.labels]
   np.testing.assert_allclose(result.inertia, chosen.sum(), rtol=1e-6)
   # bfloat16 holds 2**-8: rows between two centers may go to the second.
-  slack = {"float32": 1e-5, "bfloat16_3x": 1e-3, "bfloat16": 2.0}[precision]
+  slack = {"float32": 1e-5, "bfloat16_3x": 1e-5, "bfloat16": 2.0}[precision]
   assert (chosen <= distances.min(1) + slack).all()
+
+
+@pytest.mark.parametrize("doubtful", [0.0, 0.1, 0.3, 0.45, 1.0])
+def test_labels_in_doubt_are_those_of_float32(rng, doubtful):
+  """From no row between two centers to all of them: every capacity, and beyond the largest."""
+  centers = 10 * rng.standard_normal((40, 16)).astype("f4")
+  own = rng.integers(0, 40, 1000)
+  x = centers[own] + 0.01 * rng.standard_normal((1000, 16)).astype("f4")
+  # Halfway to another, closer to one of the two than bfloat16 can tell.
+  other = (own + 1) % 40
+  share = 0.5 + 1e-4 * rng.uniform(-1, 1, (1000, 1)).astype("f4")
+  between = share * centers[own] + (1 - share) * centers[other]
+  x = np.where(np.arange(1000)[:, None] < 1000 * doubtful, between, x).astype("f4")
+  want = kmeans.assign(x, centers)[0]
+  np.testing.assert_array_equal(kmeans.assign(x, centers, precision="bfloat16_3x")[0], want)
+  rough = kmeans.assign(x, centers, precision="bfloat16")[0]
+  assert (rough != want).any() == (doubtful > 0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_of_equal_centers_the_lowest_has_the_rows(blobs, precision):
+  centers = np.concatenate([blobs[:5], blobs[:5]])
+  labels = np.asarray(kmeans.assign(blobs, centers, precision=precision)[0])
+  assert set(labels) == set(range(5))
 
 
 def test_inertia_never_rises_and_more_centers_are_better(key, rng):
