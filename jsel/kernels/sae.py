@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jsel.kernels.gather import gather
 from jsel.kernels.permutation import permute
+from jsel.kernels.precision import Precision
 from jsel.kernels.rows import AxisName, rows
 from jsel.kernels.sae_codes import decode, encode, factor_counts, target_mean, unexplained
 from jsel.kernels.sae_model import SAE, Codes, check_codes_per_row
@@ -50,6 +51,7 @@ def fit(
   batch_size: int,
   normalize: bool | jax.Array = True,
   dead_after: int | jax.Array | None = 32,
+  precision: Precision = "float32",
   valid: jax.Array | None = None,
   axis_name: AxisName = None,
 ) -> SAEFit:
@@ -76,6 +78,7 @@ def fit(
     normalize: bring each row to mean 0 and variance 1 first.
     dead_after: steps after which a latent that was not active is dead and, in
       the first half of the steps, starts afresh; None lets the dead rest.
+    precision: of the products with whole matrices, as in `update`.
     valid: ``[n]`` bool, False for padded rows, which come after all others;
       all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over, inside
@@ -137,7 +140,7 @@ def fit(
     batch = jax.lax.optimization_barrier(batch)
     # A latent that starts afresh disturbs the others: the second half is for settling.
     limit = None if dead_after is None else jnp.where(t < steps // 2, dead_after, NEVER)
-    state = update(state, batch, optimizer, k=k, dead_after=limit)
+    state = update(state, batch, optimizer, k=k, dead_after=limit, precision=precision)
     return state, state.loss
 
   state, loss = jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))

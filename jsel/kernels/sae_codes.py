@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jsel.kernels.precision import matmul
 from jsel.kernels.reduce import fixed_tree_map_sum
+from jsel.kernels.row_topk import row_top_k
 from jsel.kernels.rows import AxisName, rows
 from jsel.kernels.sae_model import (
   SAE,
   Codes,
-  activations,
   check_codes_per_row,
   reconstruct,
   to_target,
@@ -72,8 +73,9 @@ def encode(
   def encode_tile(tile: tuple[jax.Array, jax.Array]) -> Codes:
     given, counts = tile
     target = to_target(sae.normalize, given)
-    every = activations(sae[:4], target).T
-    value, index = jax.lax.top_k(jnp.where(jnp.isnan(every), -jnp.inf, every), k)
+    every = matmul(target - sae.bias[None], sae.encoder, transpose_b=True)
+    every = every + sae.encoder_bias[None]
+    value, index = row_top_k(jnp.where(jnp.isnan(every), -jnp.inf, every), k)
     finite = jnp.isfinite(given.astype(jnp.float32)).all(axis=1)
     value = jnp.where((counts & finite)[:, None], jax.nn.relu(value), 0)
     return Codes(jnp.where(counts[:, None], index, 0), value)

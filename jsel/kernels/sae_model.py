@@ -36,12 +36,6 @@ def to_target(normalize: jax.Array, x: jax.Array) -> jax.Array:
   return jnp.where(normalize, jnp.where(constant, 0, centred / (std + 1e-5)), x)
 
 
-def activations(weights: tuple[jax.Array, ...], target: jax.Array) -> jax.Array:
-  """``[latents, b]``, before top-k and ReLU."""
-  encoder, encoder_bias, _, bias = weights
-  return jnp.dot(encoder, (target - bias[None]).T, precision=PRECISION) + encoder_bias[:, None]
-
-
 def reconstruct(sae: SAE, codes: Codes) -> jax.Array:
   """Rows ``[b, d]`` that codes stand for."""
   rows_of = sae.decoder.at[codes.index].get(mode="clip")

@@ -1,23 +1,14 @@
 """Training steps of a TopK sparse autoencoder."""
 
-import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels.sae_model import (
-  PRECISION,
-  SAE,
-  activations,
-  check_codes_per_row,
-  to_target,
-)
-
-PASSES = 16  # codes a row and ...
-PACKED = 4096  # ... latents up to which packed passes are taken instead of top_k
-
-Weights = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # of an SAE, those that are trained
+from jsel.kernels import precision as products
+from jsel.kernels.precision import Precision
+from jsel.kernels.sae_gradients import descend
+from jsel.kernels.sae_model import SAE, check_codes_per_row, to_target
 
 
 class Optimizer(Protocol):
@@ -94,6 +85,7 @@ def update(
   *,
   k: int,
   dead_after: int | jax.Array | None = 32,
+  precision: Precision = "float32",
 ) -> TrainState:
   r"""One training step on a batch.
 
@@ -116,6 +108,8 @@ def update(
     optimizer: as given to `init`.
     k: latents a row.
     dead_after: steps after which a latent is dead; None lets the dead rest.
+    precision: of the products with whole matrices. With less than float32 the
+      choice of latents flips here and there.
 
   Returns:
     The next `TrainState`.
@@ -139,19 +133,15 @@ def update(
   if batch.ndim != 2 or batch.shape[1] != width:
     raise ValueError(f"batch must be [b, {width}] for this autoencoder, got shape {batch.shape}")
   check_codes_per_row(k, latents)
+  products.check(precision)
   target = to_target(state.sae.normalize, batch)
   power = jnp.mean(target**2, axis=1)
   present = power > 0
   row_weight = jnp.where(present, 1 / jnp.where(present, power, 1), 0)
   row_weight = row_weight / jnp.maximum(jnp.sum(present, dtype=jnp.float32), 1)
 
-  def loss(weights: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    output, active = _output(weights, target, present, k)
-    error = jnp.where(present[:, None], target - output, 0)
-    return jnp.sum(row_weight * jnp.mean(error**2, axis=1)), (error, active)
-
   weights = (state.sae.encoder, state.sae.encoder_bias, state.sae.decoder, state.sae.bias)
-  (main, (error, active)), gradients = jax.value_and_grad(loss, has_aux=True)(weights)
+  main, error, active, gradients = descend(weights, target, row_weight, k, precision)
   along = jnp.sum(gradients[2] * weights[2], axis=1, keepdims=True) * weights[2]
   gradients = (gradients[0], gradients[1], gradients[2] - along, gradients[3])
   # Optax's own arithmetic mixes dtypes, which a user's or a test's strict setting would refuse.
@@ -187,48 +177,6 @@ def _revive(dead: jax.Array, share: jax.Array, most: int) -> tuple[jax.Array, ja
   points = (jnp.arange(most, dtype=jnp.float32) + 0.5) * (running[-1] / most)
   rows = jnp.minimum(jnp.searchsorted(running, points).astype(jnp.int32), share.shape[0] - 1)
   return jnp.where((found > 0) & (running[-1] > 0), ids, dead.shape[0]), rows
-
-
-def _output(
-  weights: Weights, target: jax.Array, present: jax.Array, k: int
-) -> tuple[jax.Array, jax.Array]:
-  """Reconstruction ``[b, d]``, and which latents ``[latents]`` are active in some row."""
-  encoder, encoder_bias, decoder, bias = weights
-  latents, width = decoder.shape
-  every = activations(weights, target)
-  index = _choose(jax.lax.stop_gradient(every), k)
-  if k * width > latents:
-    # The chosen rows of the weights would take more than all latents do.
-    ids = jax.lax.broadcasted_iota(jnp.int32, every.shape, 0)
-    chosen = present[None] & functools.reduce(jnp.logical_or, [ids == i[None] for i in index])
-    code = jnp.where(chosen, jax.nn.relu(every), 0)
-    output = jnp.einsum("lb,ld->bd", code, decoder, precision=PRECISION)
-    return output + bias[None], jnp.any(code > 0, axis=1)
-  # Computed again for the chosen alone: gradients stay sparse.
-  index = index.T
-  code = jnp.einsum("bkd,bd->bk", encoder[index], target - bias[None], precision=PRECISION)
-  code = jnp.where(present[:, None], jax.nn.relu(code + encoder_bias[index]), 0)
-  output = jnp.einsum("bk,bkd->bd", code, decoder[index], precision=PRECISION)
-  active = jnp.zeros(latents, jnp.int32).at[index].max((code > 0).astype(jnp.int32))
-  return output + bias[None], active > 0
-
-
-def _choose(x: jax.Array, k: int) -> jax.Array:
-  """Indices ``[k, b]`` of the ``k`` largest in each column, of nearly equal ones the lower."""
-  latents = x.shape[0]
-  if k > PASSES or latents > PACKED:
-    return jax.lax.optimization_barrier(jax.lax.top_k(x.T, k))[1].T
-  # Value and index in one integer, so that a pass is one maximum that writes nothing back: half
-  # the time of top_k. The bits that the index takes order latents that differ by 1e-3 at most.
-  low = (1 << (latents - 1).bit_length()) - 1
-  ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-  # A sign bit, of -0.0 too, would rank below the -1 of what is taken.
-  bits = jax.lax.bitcast_convert_type(jnp.where(x > 0, x, 0), jnp.int32)
-  packed = jax.lax.optimization_barrier((bits & ~low) | (low - ids))
-  best = [jnp.max(packed, axis=0)]
-  for _ in range(k - 1):
-    best.append(jnp.max(jnp.where(packed < best[-1][None], packed, -1), axis=0))
-  return low - (jnp.stack(best) & low)
 
 
 def _unit(x: jax.Array) -> jax.Array:

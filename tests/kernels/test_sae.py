@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jsel
-from jsel.kernels import sae
+from jsel.kernels import sae, sae_gradients
 from jsel.kernels.sae import SAE, Codes
 
 LATENTS, WIDTH, K = 24, 6, 3
@@ -196,7 +196,36 @@ def test_unexplained_matches_float64(rng):
   np.testing.assert_allclose(got, expected, rtol=1e-4)  # a float32 normalisation about a mean of 5
 
 
-@pytest.mark.parametrize(("k", "latents"), [(2, 24), (7, 24), (18, 24)])  # sparse, dense, top_k
+@pytest.mark.parametrize("precision", ["float32", "bfloat16_3x"])
+@pytest.mark.parametrize("formulation", [sae_gradients.sparse, sae_gradients.dense])
+def test_formulations_descend_as_autodiff_does(rng, formulation, precision):
+  """What a CPU takes and what a matrix unit does, where both run, at a size of several tiles."""
+  start = make_sae(rng, normalize=False, latents=96)
+  target = jnp.asarray(rng.standard_normal((600, WIDTH)), jnp.float32)
+  row_weight = jnp.where(jnp.arange(600) % 7 == 0, 0, jnp.asarray(rng.uniform(0, 1, 600), "f4"))
+
+  def loss(weights):
+    encoder, encoder_bias, decoder, bias = weights
+    every = jnp.dot(target - bias, encoder.T, precision="highest") + encoder_bias
+    floor = jax.lax.top_k(every, 3)[0].min(1, keepdims=True)
+    code = jnp.where(every >= floor, jax.nn.relu(every), 0)
+    error = target - jnp.dot(code, decoder, precision="highest") - bias
+    return jnp.sum(row_weight * jnp.mean(error**2, axis=1)), code
+
+  with jax.numpy_rank_promotion("allow"):
+    (want, code), gradients = jax.value_and_grad(loss, has_aux=True)(start[:4])
+  run = jax.jit(functools.partial(formulation, k=3, precision=precision))
+  got = run(start[:4], target, row_weight)
+  # Sums of 600 rows in another order; the split products leave out 2**-16 of each term.
+  atol = {"float32": 2e-5, "bfloat16_3x": 2e-4}[precision]
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=atol)
+  close(got.loss, want)
+  jax.tree.map(close, got.gradients, gradients)
+  np.testing.assert_array_equal(got.active, ((code > 0) & (row_weight > 0)[:, None]).any(0))
+  assert not np.asarray(got.error)[::7].any()
+
+
+@pytest.mark.parametrize(("k", "latents"), [(2, 24), (7, 24), (18, 24)])
 def test_a_step_follows_the_gradient_of_the_loss(rng, k, latents):
   start = make_sae(rng, normalize=False, latents=latents)
   batch = rng.standard_normal((40, WIDTH)).astype(np.float32)
