@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,10 @@ from jsel.kernels.reduce import (
   two_limb_to_float,
 )
 from jsel.kernels.rows import AxisName, row_ids, rows
+from jsel.kernels.tiles import blocks
+
+BLOCK = 2**20  # floats of a block of rows, 4 MB: larger ones leave the cache
+STRIP = 256  # columns of the covariance that one product gives
 
 
 class Moments(NamedTuple):
@@ -56,8 +60,9 @@ def update(
   constant column has a second moment of exactly 0.
 
   Sharding: rows may be split over ``axis_name``; costs four sums of ``[d]`` or
-  less, and one of the scatter. Bitwise the same on any device count. Rows are
-  cast n / 512 at a time, ``x`` is never held in float32 whole.
+  less, and one of the scatter. Bitwise the same on any device count, for n a
+  multiple of 512: n / 512 rows are cast at a time. Other n are cut into fewer
+  and larger tiles. ``x`` is never held in float32 whole.
 
   Args:
     moments: what `init`, `update` or `merge` returned, the same on every device.
@@ -88,9 +93,6 @@ def update(
     valid = jnp.ones(x.shape[0], bool)
   if valid.shape != x.shape[:1]:
     raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
-  if axis_name is None:
-    extra = -x.shape[0] % LEAVES
-    x, valid = (jnp.pad(a, [(0, extra)] + [(0, 0)] * (a.ndim - 1)) for a in (x, valid))
   return merge(moments, _of_rows(x, valid, moments.scatter.ndim == 2, axis_name))
 
 
@@ -147,23 +149,62 @@ def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisNa
     count, first = jax.lax.psum(count, axis_name), jax.lax.pmin(first, axis_name)
   pivot = gather(x, first[None], axis_name=axis_name).astype(jnp.float32)  # [1, d]
 
-  def sum_over_rows(function: Callable[[jax.Array], jax.Array], *centres: jax.Array) -> jax.Array:
-    def of_leaf(leaf: tuple[jax.Array, jax.Array], _: jax.Array) -> jax.Array:
+  def sum_over_rows(function: Callable[[jax.Array], Any], *centres: jax.Array) -> Any:
+    def of_leaf(leaf: tuple[jax.Array, jax.Array], _: jax.Array) -> Any:
       x, valid = leaf
       x = x.astype(jnp.float32)
       for centre in centres:
         x -= centre
       return function(jnp.where(valid[:, None], x, 0))
 
+    if axis_name is None and x.shape[0] % LEAVES:
+      return _sum_of_blocks(of_leaf, x, valid)
     return fixed_tree_map_sum(of_leaf, (x, valid), axis_name=axis_name)
 
-  def products(x: jax.Array) -> jax.Array:
-    if covariance:
-      return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+  def squares(x: jax.Array) -> jax.Array:
     # Unfused, as the compiler might contract product and sum on some shapes only.
     return jax.lax.optimization_barrier(x * x).sum(0)
 
   # Where no row is invalid, the count is a constant, and might be divided by in another way.
   size = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
   shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), pivot) / size
-  return Moments(two_limb(count), (pivot + shift)[0], sum_over_rows(products, pivot, shift))
+  scatter = sum_over_rows(_upper_products if covariance else squares, pivot, shift)
+  return Moments(two_limb(count), (pivot + shift)[0], _whole(scatter) if covariance else scatter)
+
+
+def _sum_of_blocks(function: Callable[..., Any], x: jax.Array, valid: jax.Array) -> Any:
+  """``function`` of blocks of rows, where they lie, added one after the other."""
+  cut = blocks(x.shape[0], max(BLOCK // max(x.shape[1], 1), 1), None)
+
+  def part(index: jax.Array) -> Any:
+    row, first = cut.span(index)
+    take = lambda array: jax.lax.dynamic_slice_in_dim(array, row, cut.size)
+    # Rows that the block before has had, too.
+    fresh = row + jnp.arange(cut.size, dtype=jnp.int32) >= first
+    return function((take(x), take(valid) & fresh), index)
+
+  add = lambda index, total: jax.tree.map(jnp.add, total, part(index))
+  shapes = jax.eval_shape(part, jnp.int32(0))
+  zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+  return jax.lax.fori_loop(0, cut.count, add, zeros)
+
+
+def _upper_products(x: jax.Array) -> list[jax.Array]:
+  """Strips ``[width, d - start]`` of ``x.T @ x``, none left of its diagonal block."""
+  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  starts = range(0, x.shape[1], STRIP)
+  return [product(x[:, start : start + STRIP].T, x[:, start:]) for start in starts]
+
+
+def _whole(strips: list[jax.Array]) -> jax.Array:
+  """The symmetric matrix of its `_upper_products`."""
+
+  def row_of_blocks(row: int) -> jax.Array:
+    start, width = row * STRIP, strips[row].shape[0]
+    offsets = [start - column * STRIP for column in range(row)]
+    left = [strips[column][:, offset : offset + width].T for column, offset in enumerate(offsets)]
+    # Its two halves are rounded apart.
+    diagonal = strips[row][:, :width]
+    return jnp.concatenate([*left, 0.5 * (diagonal + diagonal.T), strips[row][:, width:]], axis=1)
+
+  return jnp.concatenate([row_of_blocks(row) for row in range(len(strips))])

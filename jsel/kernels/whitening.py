@@ -43,7 +43,8 @@ def fit(
 
   Sharding: rows may be split over ``axis_name``; costs a ``[d, d]`` sum, and
   every device decomposes it. The covariance is bitwise the same on any device
-  count. Rows are cast n / 512 at a time, ``x`` is never held in float32 whole.
+  count, for n a multiple of 512, as `moments.update` says; ``x`` is never held
+  in float32 whole.
 
   Args:
     x: ``[n, d]`` rows of any real dtype.

