@@ -1,8 +1,10 @@
 """What a benchmark of a kernel consists of, and how all of them are run, kept and shown."""
 
+import functools
 import json
 import os
 import pathlib
+import timeit
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks.machine import machine
@@ -27,6 +30,8 @@ class Work(NamedTuple):
   peers: list[Contender]
   error: Callable[[str, Any], float]  # of a contender's result, against float64
   memory: int | None = None  # bytes of temporaries of jsel's program
+  # Of the products that jsel cannot do without: additions and multiplications, by operand.
+  operations: dict[str, float] | None = None
 
 
 class Case(NamedTuple):
@@ -44,6 +49,19 @@ def temporaries(function: Callable[..., Any], *arguments: Any) -> int:
   analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
   assert analysis is not None
   return analysis.temp_size_in_bytes
+
+
+@functools.cache
+def product_rate(operand: str, size: int) -> float:
+  """Operations a second of a square product of such operands added in float32, at its best."""
+  a = jnp.ones((size, size), operand)
+  precision = jax.lax.Precision.HIGHEST if operand == "float32" else None
+  product = jax.jit(
+    lambda a, b: jax.lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+  )
+  work = lambda: jax.block_until_ready(product(a, a))
+  work()
+  return 2 * size**3 / min(timeit.repeat(work, number=1, repeat=10))
 
 
 def peer(module: str, make: Callable[[], list[Contender]]) -> list[Contender]:
@@ -79,8 +97,14 @@ def measure(case: Case, *, smoke: bool, repeats: int, seconds: float) -> dict[st
   ratio = lambda what: {
     contender.name: contenders[contender.name][what] / own[what] for contender in work.peers
   }
+  operations = work.operations or {}
+  rates = {operand: product_rate(operand, 128 if smoke else 2048) for operand in operations}
+  floor = sum(count / rates[operand] for operand, count in operations.items())
   return {
     "sizes": sizes,
+    "operations": operations,
+    "product_rates": rates,
+    "products_seconds": floor or None,
     "must_reach": case.must_reach,
     "most_error": case.most_error,
     "temporary_bytes": work.memory,
@@ -94,20 +118,22 @@ def measure(case: Case, *, smoke: bool, repeats: int, seconds: float) -> dict[st
 def table(results: dict[str, dict[str, Any]]) -> str:
   """A row a case, as Markdown."""
   lines = [
-    "| case | jsel ms, median (least) | best peer | its ms | ratio by median | by least"
-    " | must reach | error | temporaries MiB |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| case | jsel ms, median (least) | its products alone | best peer | its ms"
+    " | ratio by median | by least | must reach | error | temporaries MiB |",
+    "|---|---|---|---|---|---|---|---|---|---|",
   ]
   for name, result in results.items():
     own = result["contenders"][result["jsel"]]
     span = lambda times: f"{1e3 * times['seconds']:.3g} ({1e3 * times['least']:.3g})"
     memory = result["temporary_bytes"]
-    cells = [name, span(own), "none installed", "", "", "", f"{result['must_reach']:g}"]
+    floor = result["products_seconds"]
+    products = "" if floor is None else f"{1e3 * floor:.3g}"
+    cells = [name, span(own), products, "none installed", "", "", "", f"{result['must_reach']:g}"]
     by_median, by_least = result["ratios_by_median"], result["ratios_by_least"]
     if by_median:
       best = min(by_median, key=lambda peer: by_median[peer])
-      cells[2:4] = best, span(result["contenders"][best])
-      cells[4:6] = f"{by_median[best]:.2f}", f"{min(by_least.values()):.2f}"
+      cells[3:5] = best, span(result["contenders"][best])
+      cells[5:7] = f"{by_median[best]:.2f}", f"{min(by_least.values()):.2f}"
     cells += [f"{own['error']:.1e}", "" if memory is None else f"{memory / 2**20:.1f}"]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)

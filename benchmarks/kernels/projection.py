@@ -64,6 +64,12 @@ def project(n: int, d: int, dim: int, transform: str, precision: str) -> Work:
     settings = "GaussianRandomProjection.transform, given the signs as its matrix"
     return [Contender("sklearn", work, settings, lambda result: result)]
 
+  if transform == "srht":  # two products with matrices of about the root of d
+    root = 1 << (d - 1).bit_length() // 2
+    operations = 2.0 * n * d * (root + d // root)
+  else:  # signs are exact in bfloat16, so that only rows are split
+    operations = 2.0 * n * d * dim * (2 if precision == "bfloat16_3x" else 1)
+
   some = np.linspace(0, n - 1, min(n, 1000)).astype(int)
 
   def error(name, result):
@@ -77,6 +83,7 @@ def project(n: int, d: int, dim: int, transform: str, precision: str) -> Work:
     [*peer("torch", of_torch), *peer("sklearn", of_sklearn)],
     error,
     temporaries(ours, key, on_device),
+    {"float32" if precision == "float32" else "bfloat16": operations},
   )
 
 

@@ -87,7 +87,8 @@ def step(batch: int, d: int, latents: int, k: int, narrow: bool) -> Work:
     return abs(float(loss) / exact - 1)
 
   mine = Contender("jsel", work, f"precision={precision}, Optax's Adam, state donated")
-  return Work(mine, peer("torch", of_torch), error, memory)
+  encode = {precision: 2.0 * batch * d * latents}
+  return Work(mine, peer("torch", of_torch), error, memory, encode)
 
 
 SIZES = {"batch": 1024, "d": 512, "latents": 4096, "k": 32}

@@ -81,6 +81,9 @@ def match(n: int, d: int, queries: int, count: int, precision: str) -> Work:
     [*peer("faiss", of_faiss), *peer("torch", of_torch)],
     error,
     temporaries(ours, *on_device),
+    {"float32": 2.0 * n * d * queries}
+    if precision == "float32"
+    else {"bfloat16": 3 * 2.0 * n * d * queries},
   )
 
 

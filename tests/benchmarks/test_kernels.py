@@ -26,6 +26,7 @@ def test_a_case_is_right_and_timed(name, title, measured):
   assert result["contenders"]["jsel"]["error"] <= case.most_error
   assert result["contenders"]["jsel"]["turns"] == 2
   assert result["temporary_bytes"] >= 0
+  assert (result["products_seconds"] is None) == (name == "topk" or "++" in title)
   for peer, ratio in result["ratios_by_median"].items():
     assert ratio > 0
     # Wrong work would be no peer: the same job, at the exactness of what it was told to use.
@@ -58,6 +59,7 @@ def example(ratio):
     "contenders": {"jsel": own, "slow": {**own, "seconds": 2 * ratio / 10}, "best": own},
     "jsel": "jsel",
     "must_reach": 2.0,
+    "products_seconds": 0.05,
     "temporary_bytes": 2**20,
     "ratios_by_median": {"slow": 2 * ratio, "best": ratio},
     "ratios_by_least": {"slow": 2 * ratio, "best": ratio},
