@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import projection
+from jsel.kernels.rows import AxisName
 from jsel.kernels.similarity import Duplicates
 from jsel.selectors.parts import Cost, Method, Task
 from jsel.selectors.rds import by_turns, directions, matching_cost
@@ -50,13 +51,13 @@ def crds_r(
   def rank(key: jax.Array, task: Task, count: int):
     width, columns = sizes(task.width)
 
-    def project(keys: jax.Array, x: jax.Array) -> jax.Array:
+    def project(keys: jax.Array, x: jax.Array, axis: AxisName) -> jax.Array:
       parts = []
       for layer in range(layers):
         part = x[:, layer * width : (layer + 1) * width]
         part = directions(part)[0] if normalize_layers else part
         layer_key = jax.random.wrap_key_data(keys[layer])
-        parts.append(projection.rademacher(layer_key, part, columns))
+        parts.append(projection.rademacher(layer_key, part, columns, axis_name=axis))
       return jnp.concatenate(parts, axis=1)
 
     keys = jax.random.key_data(jax.random.split(key, layers))

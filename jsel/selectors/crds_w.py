@@ -48,7 +48,7 @@ def crds_w(
     seen, _ = yield Pass("covariance", start, (), update)
     seen = jax.tree.map(jnp.asarray, seen)
     fit = whitening.from_moments(seen, rank=kept, shrinkage=shrinkage)
-    whiten = lambda fit, x: whitening.apply(fit, x)
+    whiten = lambda fit, x, axis: whitening.apply(fit, x, axis_name=axis)
     yield from by_turns(task, count, duplicates=duplicates, shared=fit, transform=whiten)
 
   def cost(task: Task, count: int) -> Cost:

@@ -9,10 +9,11 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels import similarity
+from jsel.kernels.rows import AxisName, axis_size
 from jsel.kernels.similarity import Duplicates, Matches
 from jsel.selectors.parts import Block, Cost, Method, Pass, Ranking, Task, whole
 
-Transform = Callable[[Any, jax.Array], jax.Array]  # (shared, [n, d]) -> [n, e]
+Transform = Callable[[Any, jax.Array, AxisName], jax.Array]  # (shared, [n, d], axis) -> [n, e]
 
 
 def rds(*, duplicates: Duplicates = "next_best") -> Method:
@@ -35,7 +36,7 @@ def rds(*, duplicates: Duplicates = "next_best") -> Method:
 
   def rank(key: jax.Array, task: Task, count: int):
     del key
-    yield from by_turns(task, count, duplicates=duplicates, shared=(), transform=lambda _, x: x)
+    yield from by_turns(task, count, duplicates=duplicates, shared=(), transform=lambda _, x, axis: x)
 
   return Method(("queries",), False, lambda task, count: matching_cost(task, count, 0), rank)
 
@@ -55,7 +56,7 @@ def by_turns(
   assert task.queries is not None
   eligible = int(task.eligible.sum())
   update = _matcher(task.axis_name, transform)
-  queries, _ = directions(transform(shared, jnp.asarray(task.queries)))
+  queries, _ = directions(transform(shared, jnp.asarray(task.queries), None))
   q = queries.shape[0]
   length = min(2 * -(-count // q), eligible)
   while True:
@@ -109,9 +110,8 @@ def merge(best: Matches, more: Matches) -> Matches:
 def _matcher(axis_name, transform: Transform):
   def update(best: Matches, shared, block: Block):
     queries, of_transform = shared
-    rows, directed = directions(transform(of_transform, block.x))
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    most = min(best.values.shape[1], rows.shape[0] * devices)
+    rows, directed = directions(transform(of_transform, block.x, axis_name))
+    most = min(best.values.shape[1], rows.shape[0] * axis_size(axis_name))
     found = similarity.best_matches(
       rows, queries, most, valid=block.valid & directed, axis_name=axis_name
     )
