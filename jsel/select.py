@@ -3,8 +3,8 @@
     python -m jsel.select --config=configs/select/rds.py --config.pool=pool.parquet \
         --config.queries=queries.parquet --config.budget=0.035 --workdir=runs/subset
 
-Running it again says that all is done. Exit codes: 0 done; 2 a mistake in what was asked for, in one
-line; 143 and 130 stopped by SIGTERM and SIGINT; 1 anything else.
+Running it again says that all is done. Exit codes: 0 done; 2 a mistake in what was asked for, in
+one line; 143 and 130 stopped by SIGTERM and SIGINT; 1 anything else.
 """
 
 import io

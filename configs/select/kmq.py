@@ -1,6 +1,6 @@
-"""kMQ: k-means clusters give rows by their size, drawn by the column score.
+r"""kMQ: k-means clusters give rows by their size, drawn by the column score.
 
-python -m jsel.select --config=configs/select/kmq.py --config.pool=pool.parquet \\
+python -m jsel.select --config=configs/select/kmq.py --config.pool=pool.parquet \
     --config.budget=0.035 --workdir=runs/kmq
 """
 

@@ -1,7 +1,7 @@
-"""RDS+: queries take turns to pick the rows most similar to them.
+r"""RDS+: queries take turns to pick the rows most similar to them.
 
-python -m jsel.select --config=configs/select/rds.py --config.pool=pool.parquet --config.queries=queries.parquet \\
-    --config.budget=0.035 --workdir=runs/rds
+python -m jsel.select --config=configs/select/rds.py --config.pool=pool.parquet \
+    --config.queries=queries.parquet --config.budget=0.035 --workdir=runs/rds
 """
 
 from jsel.selection.config import base_config

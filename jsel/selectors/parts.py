@@ -6,13 +6,13 @@ what they found, until it can say in which order it would take the rows.
 
     def rank(key, task, count):
       moments, _ = yield Pass("moments", state, shared, update)  # update of every block, in order
-      some = yield Take(ids)                                     # rows themselves, few enough to hold
+      some = yield Take(ids)  # rows themselves, few enough to hold
       while True:
-        count = yield Ranking(index, score)                      # sent a larger count if need be
+        count = yield Ranking(index, score)  # sent a larger count if need be
 
 What is carried from block to block (`Pass.state`) is a monoid or has `init` and `update`, as
-`jsel.kernels.moments`, `jsel.kernels.kmeans` and `jsel.selectors.rds` have; what a block says of its own
-rows comes back whole, on the host. The method decides nothing by itself that the answers and its
+`jsel.kernels.moments`, `jsel.kernels.kmeans` and `jsel.selectors.rds` have; what a block says of its
+own rows comes back whole, on the host. The method decides nothing by itself that the answers and its
 key do not determine. So whoever drives it may stop between two blocks, keep the answers, and later
 send the same ones to a new generator: that is how a selection is resumed.
 
@@ -40,8 +40,8 @@ class Block(NamedTuple):
 class Pass(NamedTuple):
   """A request: one walk over all blocks, in order.
 
-  ``update`` is called inside `jax.shard_map`, the block split over `Task.axis_name`. The answer is the
-  last state, and the blocks' rows on the host as one.
+  ``update`` is called inside `jax.shard_map`, the block split over `Task.axis_name`. The
+  answer is the last state, and the blocks' rows on the host as one.
   """
 
   name: str  # of what it does, as people are told

@@ -36,7 +36,9 @@ def rds(*, duplicates: Duplicates = "next_best") -> Method:
 
   def rank(key: jax.Array, task: Task, count: int):
     del key
-    yield from by_turns(task, count, duplicates=duplicates, shared=(), transform=lambda _, x, axis: x)
+    yield from by_turns(
+      task, count, duplicates=duplicates, shared=(), transform=lambda _, x, axis: x
+    )
 
   return Method(("queries",), False, lambda task, count: matching_cost(task, count, 0), rank)
 

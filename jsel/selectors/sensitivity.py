@@ -146,9 +146,7 @@ def by_priority(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -
   rows = rows[np.argsort(-p[rows] / u[rows], kind="stable")]
   threshold = p[rows[count]] / u[rows[count]] if count < rows.size else 0.0
   index = rows[:count]
-  return whole(
-    index, p[index], weight=np.maximum(1, threshold / p[index]), cluster=labels[index]
-  )
+  return whole(index, p[index], weight=np.maximum(1, threshold / p[index]), cluster=labels[index])
 
 
 def with_replacement(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:

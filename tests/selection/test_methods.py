@@ -46,9 +46,7 @@ def test_rds_is_the_loop_of_its_definition(pool, rng):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_budgets_are_met_without_doubles(method, pool, columns):
-  found = select(
-    pool, method, 0.1, queries=pool[:3], columns=columns, **OPTIONS.get(method, {})
-  )
+  found = select(pool, method, 0.1, queries=pool[:3], columns=columns, **OPTIONS.get(method, {}))
   assert len(set(found.index.tolist())) == len(found.index) == 150
 
 
