@@ -22,7 +22,7 @@ class Part(Protocol):
   path: str
   size: int
   width: int
-  columns: Mapping[str, pa.Array]
+  columns: dict[str, pa.Array]
 
   def pieces(self) -> Iterator[np.ndarray]:
     """Its embeddings in order, a few rows at a time, ``[m, d]``."""
