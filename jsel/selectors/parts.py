@@ -12,9 +12,9 @@ what they found, until it can say in which order it would take the rows.
 
 What is carried from block to block (`Pass.state`) is a monoid or has `init` and `update`, as
 `jsel.kernels.moments`, `jsel.kernels.kmeans` and `jsel.selectors.rds` have; what a block says of
-its own rows comes back whole, on the host. The method decides nothing by itself that the answers and
-its key do not determine. So whoever drives it may stop between two blocks, keep the answers, and
-later send the same ones to a new generator: that is how a selection is resumed.
+its own rows comes back whole, on the host. The method decides nothing that the answers and its key
+do not determine: a driver may stop between two blocks, keep the answers, and later send the same
+ones to a new generator.
 
 Rankings are nested: what is taken of a smaller budget is in that of a larger one, unless the method
 says otherwise. Caps, floors, budgets of tokens and files are the driver's (`jsel.selection`).
