@@ -98,6 +98,19 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...]) -> list[np.nd
   return arrays
 
 
+def npz_names(path: str) -> list[str]:
+  """The names of the arrays in the archive ``path``.
+
+  Raises:
+    ValueError: if the file is missing or broken.
+  """
+  try:
+    with zipfile.ZipFile(io.BytesIO(files.read(path))) as archive:
+      return [name.removesuffix(".npy") for name in archive.namelist()]
+  except BROKEN as error:
+    raise ValueError(reason(path, error)) from error
+
+
 def beginning(path: str) -> bytes:
   """The first bytes of ``path``, those of an npy file or of an archive."""
   start = files.read_ranges(path, [0], [min(len(NPY), files.size(path))])[0]

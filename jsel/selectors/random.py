@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsel.kernels import permutation
 from jsel.kernels.rows import first_row
 from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.parts import Cost, Method, Task, whole
 
 
 def random(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None) -> Selector:
@@ -52,3 +54,20 @@ def random(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = No
     pick=None,
     update=lambda state, batch, feedback: state,
   )
+
+
+def random_order() -> Method:
+  """Rows in the order of a shuffle: the same subset as `random`'s for the same key.
+
+  >>> random_order().needs
+  ()
+  """
+
+  def rank(key: jax.Array, task: Task, count: int):
+    del count
+    place = np.asarray(permutation.inverse_range(key, 0, task.size, task.size))
+    index = np.flatnonzero(task.eligible)
+    index = index[np.argsort(place[index], kind="stable")]
+    yield whole(index, -place[index])
+
+  return Method((), False, lambda task, count: Cost(0, 0.0, 16.0 * task.size), rank)

@@ -1,0 +1,13 @@
+r"""kMQ: k-means clusters give rows by their size, drawn by the column score.
+
+python -m jsel.select --config=configs/select/kmq.py --config.pool=pool.parquet \
+    --config.budget=0.035 --workdir=runs/kmq
+"""
+
+from jsel.selection.config import base_config
+
+
+def get_config():
+  config = base_config()
+  config.method.name = "kmq"
+  return config

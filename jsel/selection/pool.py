@@ -1,0 +1,200 @@
+"""Pools of embeddings: arrays or files, read block by block."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jsel.data import files, numpy_files
+from jsel.data.digest import combined, files_sha256
+from jsel.data.parquet_columns import input_array, opened
+
+ROWS = 16_384  # read from a file at a time
+COLUMNS = ("id", "group", "source", "length", "score")
+
+
+class Part(Protocol):
+  """One file, or one array."""
+
+  path: str
+  size: int
+  width: int
+  columns: dict[str, pa.Array]
+
+  def pieces(self) -> Iterator[np.ndarray]:
+    """Its embeddings in order, a few rows at a time, ``[m, d]``."""
+    ...
+
+
+class Pool:
+  """Rows of several parts, one after another.
+
+  Raises:
+    ValueError: if there are no rows, or parts differ in width or columns.
+  """
+
+  def __init__(self, parts: list[Part], sha256: str = ""):
+    self.parts, self.sha256 = parts, sha256
+    self.size, self.width = sum(part.size for part in parts), parts[0].width
+    if not self.size:
+      raise ValueError(f"{parts[0].path} has no rows: a pool needs at least one")
+    for part in parts[1:]:
+      if part.width != self.width:
+        raise ValueError(
+          f"{part.path} has embeddings of {part.width} columns, {parts[0].path} of {self.width}:"
+          " embed both with the same model"
+        )
+    self.columns: dict[str, pa.ChunkedArray] = {}
+    for name in {name for part in parts for name in part.columns}:
+      lacking = [part.path for part in parts if name not in part.columns]
+      if lacking:
+        raise ValueError(f"{lacking[0]} has no column for {name}, other files have one")
+      self.columns[name] = pa.chunked_array([part.columns[name] for part in parts])
+
+  def blocks(self, rows: int) -> Iterator[np.ndarray]:
+    """Embeddings in order, float32 ``[rows, d]``, the last one shorter; each memory of its own."""
+    block, filled = np.empty((rows, self.width), np.float32), 0
+    for part in self.parts:
+      for piece in part.pieces():
+        at = 0
+        while at < len(piece):
+          taken = min(len(piece) - at, rows - filled)
+          block[filled : filled + taken] = piece[at : at + taken]
+          at, filled = at + taken, filled + taken
+          if filled == rows:
+            yield block
+            block, filled = np.empty((rows, self.width), np.float32), 0
+    if filled:
+      yield block[:filled]
+
+  def numbers(self, name: str) -> np.ndarray | None:
+    """The column ``name`` as float64, NaN where there is no value; None if there is none."""
+    if name not in self.columns:
+      return None
+    kind = self.columns[name].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+      raise ValueError(f"the column for {name} holds {kind}: expected numbers")
+    return self.columns[name].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+  def check_ids(self) -> None:
+    """Raises a ValueError that names the first id that is there twice."""
+    if "id" not in self.columns:
+      return
+    counts = pc.value_counts(self.columns["id"])  # pyrefly: ignore[missing-attribute]
+    twice = np.flatnonzero(counts.field("counts").to_numpy() > 1)
+    if twice.size:
+      value = counts.field("values")[int(twice[0])].as_py()
+      raise ValueError(f"{twice.size} ids are there more than once, the first is {value!r}")
+
+
+class ArrayPart:
+  """An array in memory, or a memory map."""
+
+  def __init__(self, x: np.ndarray, columns: Mapping[str, Any] | None = None, path: str = "pool"):
+    if x.ndim != 2 or not x.shape[1] or x.dtype.kind != "f":
+      raise ValueError(f"{path}: embeddings must be floats [n, d], got {x.dtype}{x.shape}")
+    self.path, self._x = path, x
+    self.size, self.width = x.shape
+    self.columns = {name: pa.array(column) for name, column in (columns or {}).items()}
+    for name, column in self.columns.items():
+      if len(column) != self.size:
+        raise ValueError(f"{path}: {self.size} embeddings but {len(column)} values of {name}")
+
+  def pieces(self) -> Iterator[np.ndarray]:
+    """Its embeddings (`Part.pieces`)."""
+    for start in range(0, self.size, ROWS):
+      yield self._x[start : start + ROWS]
+
+
+class ParquetPart:
+  """A parquet file; lists of float16, float32 or float64 are embeddings."""
+
+  def __init__(self, path: str, names: Mapping[str, str]):
+    self.path, self._column = path, names["embedding"]
+    with opened(path) as file:
+      schema, self.size = file.schema_arrow, file.metadata.num_rows
+      _find(path, schema.names, "embedding", self._column)
+      wanted = {name: names[name] for name in COLUMNS if names.get(name)}
+      for name, column in wanted.items():
+        _find(path, schema.names, name, column)
+      for name in COLUMNS:
+        if names.get(name) is None and name in schema.names:
+          wanted[name] = name
+      table = file.read(columns=list(wanted.values()))
+      self.columns = {n: table.column(c).combine_chunks() for n, c in wanted.items()}
+    kind = schema.field(self._column).type
+    if not pa.types.is_nested(kind) or not pa.types.is_floating(kind.value_type):
+      raise ValueError(f"{path}: column {self._column!r} is {kind}: expected lists of floats")
+    first = next(self.pieces(), None)
+    self.width = 1 if first is None else first.shape[1]
+
+  def pieces(self) -> Iterator[np.ndarray]:
+    """Its embeddings (`Part.pieces`)."""
+    start = 0
+    with opened(self.path) as file:
+      for batch in file.iter_batches(ROWS, columns=[self._column]):
+        column = batch.column(0).cast(pa.list_(pa.float32()))
+        piece = input_array(column, start=start, path=self.path)
+        start += len(piece)
+        yield piece
+
+
+def open_pool(patterns: str, names: Mapping[str, str], *, key: str) -> Pool:
+  """The pool in the files ``patterns``: .parquet, .npy, .npz or .safetensors, local or remote.
+
+  Args:
+    patterns: paths or globs, separated by commas.
+    names: the columns (of npz and safetensors, arrays) for "embedding" and those of `COLUMNS`;
+      where None, one of that very name is taken if it is there; "" takes none.
+    key: of the config, for messages.
+
+  Raises:
+    ValueError: if a file is missing, broken or of an unknown kind, or lacks a column.
+  """
+  paths = files.expand(patterns, remedy=f"correct --config.{key}")
+  names = {**names, "embedding": names.get("embedding") or "embedding"}
+  return Pool([_part(path, names) for path in paths], combined("pool", files_sha256(paths)))
+
+
+def _part(path: str, names: Mapping[str, str]) -> Part:
+  if path.endswith(".parquet"):
+    return ParquetPart(path, names)
+  if path.endswith(".npy"):
+    return ArrayPart(numpy_files.read_npy(path), path=path)
+  if path.endswith(".npz"):
+    there = numpy_files.npz_names(path)
+    return _of_arrays(path, there, lambda name: numpy_files.read_npz(path, (name,))[0], names)
+  if path.endswith(".safetensors"):
+    from safetensors.numpy import load  # an extra
+
+    try:
+      arrays = load(files.read(path))
+    except Exception as error:
+      raise ValueError(f"{path} is broken or cut short ({error}): write it again") from error
+    return _of_arrays(path, list(arrays), arrays.__getitem__, names)
+  raise ValueError(f"{path} is of an unknown kind: give .parquet, .npy, .npz or .safetensors")
+
+
+def _of_arrays(path: str, there: list[str], read: Any, names: Mapping[str, str]) -> ArrayPart:
+  _find(path, there, "embedding", names["embedding"])
+  columns = {}
+  for name in COLUMNS:
+    column = names.get(name)
+    if column:
+      _find(path, there, name, column)
+    if column or (column is None and name in there):
+      columns[name] = read(column or name)
+  return ArrayPart(read(names["embedding"]), columns, path)
+
+
+def _find(path: str, there: list[str], name: str, column: str) -> None:
+  if column not in there:
+    near = difflib.get_close_matches(column, there, 1, 0)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+      f"{path} has no column {column!r}: {hint}Set --config.columns.{name} to one of"
+      f" {', '.join(there)}"
+    )

@@ -1,0 +1,161 @@
+"""Sensitivity sampling: rows drawn by a bound on their loss, weighted so that sums are unbiased."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsel.kernels.random import row_bits
+from jsel.selectors.cells import assigner, cluster, cluster_cost
+from jsel.selectors.parts import Cost, Method, Pass, Ranking, Take, Task, whole
+
+Draws = Literal["priority", "replacement"]
+
+
+def sensitivity(
+  *,
+  clusters: int = 256,
+  power: int = 2,
+  slope: float = -1.0,
+  quantile: float = 0.95,
+  floor: float = 0.05,
+  draws: Draws = "priority",
+  iterations: int = 50,
+  refinements: int = 1,
+) -> Method:
+  r"""Draws rows with :math:`p_i \propto \ell(c) + \Lambda_c \lVert x_i - c \rVert^z`.
+
+  c is the row nearest to the center of i's cluster, and its loss is all that the bound
+  reads. ``"priority"`` gives each row the rank of p / u, u uniform: exactly as many distinct
+  rows as asked for, nested, and :math:`w_i = \max(1, \tau / p_i)` with tau the first rank not
+  taken makes :math:`\sum w_i \ell_i` an unbiased sum over the pool. ``"replacement"`` is the
+  paper's: w = 1 / (s p) a draw, added up where a row is drawn more than once.
+
+  Args:
+    clusters: of k-means; at most a row each.
+    power: z, 1 or 2.
+    slope: Lambda; negative takes, in each cluster, the ``quantile`` of
+      ``|loss - loss(c)| / distance^z`` over its rows with a loss (of all rows, below 3 of them).
+    quantile: see ``slope``.
+    floor: share of the probability that is spread evenly.
+    draws: see above.
+    iterations: of k-means on its sample.
+    refinements: times that the centers are moved to the means of the whole pool.
+
+  Raises:
+    ValueError: if an option is out of range, or a loss is negative.
+
+  Source: Axiotis et al., *Data-Efficient Learning via Clustering-Based Sensitivity
+  Sampling*, 2024, arXiv 2402.17327; Duffield, Lund, Thorup, *Priority sampling for
+  estimation of arbitrary subset sums*, 2007.
+
+  >>> sensitivity().needs, sensitivity().weighted
+  (('score',), True)
+  """
+  if clusters < 1 or power not in (1, 2) or not 0 <= quantile <= 1 or not 0 <= floor <= 1:
+    raise ValueError(
+      "sensitivity: clusters must be at least 1, power 1 or 2, quantile and floor in [0, 1], got"
+      f" {clusters=}, {power=}, {quantile=}, {floor=}"
+    )
+  if draws not in ("priority", "replacement"):
+    raise ValueError(f'sensitivity.draws must be "priority" or "replacement", got {draws!r}')
+  options = {"iterations": iterations, "refinements": refinements}
+
+  def rank(key: jax.Array, task: Task, count: int):
+    assert task.score is not None
+    loss = task.score
+    if (loss[task.eligible] < 0).any():
+      row = int(np.flatnonzero(task.eligible & (loss < 0))[0])
+      raise ValueError(f"sensitivity: the loss of row {row} is {loss[row]}: losses are at least 0")
+    cells_key, draw_key = jax.random.split(key)
+    k = min(clusters, int(task.eligible.sum()))
+    cells = yield from cluster(cells_key, task, k, **options)
+    center = nearest(cells.labels, np.where(np.isfinite(loss), cells.distance2, np.nan))
+    if not center.size:
+      raise ValueError("sensitivity: no row has a finite score: give the losses of some")
+    rows = yield Take(center)
+    _, found = yield Pass("distances", (), jnp.asarray(rows), assigner(task.axis_name))
+    distance = found["distance2"].astype(np.float64) ** (power / 2)
+    bound = bounds(found["label"], distance, loss, loss[center], slope=slope, quantile=quantile)
+    p = probabilities(bound, task.eligible, floor)
+    draw = by_priority if draws == "priority" else with_replacement
+    while True:
+      count = yield draw(draw_key, p, found["label"], count)
+
+  def cost(task: Task, count: int) -> Cost:
+    k = min(clusters, task.size)
+    of = cluster_cost(task, k, **options)
+    again = 2.0 * task.size * k * task.width
+    return Cost(of.passes + 2, of.flops + again, of.held_bytes + 40.0 * task.size)
+
+  return Method(("score",), True, cost, rank)
+
+
+def nearest(labels: np.ndarray, distance2: np.ndarray) -> np.ndarray:
+  """The row nearest to each center, of those whose distance is a number.
+
+  >>> nearest(np.array([0, 0, 1]), np.array([4.0, 1.0, np.nan])).tolist()
+  [1]
+  """
+  rows = np.flatnonzero((labels >= 0) & np.isfinite(distance2))
+  rows = rows[np.lexsort((rows, distance2[rows], labels[rows]))]
+  return rows[np.flatnonzero(np.diff(labels[rows], prepend=-1))]
+
+
+def bounds(
+  labels: np.ndarray,
+  distance: np.ndarray,
+  loss: np.ndarray,
+  center_loss: np.ndarray,
+  *,
+  slope: float,
+  quantile: float,
+) -> np.ndarray:
+  """``[n]`` the center's loss plus the slope times the distance; 0 where the label is -1."""
+  inside = labels >= 0
+  at = np.where(inside, labels, 0)
+  slopes = np.full(len(center_loss), slope)
+  if slope < 0:
+    seen = np.flatnonzero(inside & np.isfinite(loss) & (distance > 0))
+    ratio = np.abs(loss[seen] - center_loss[at[seen]]) / distance[seen]
+    slopes[:] = np.quantile(ratio, quantile) if seen.size else 0.0
+    order = np.argsort(at[seen], kind="stable")
+    cells, starts = np.unique(at[seen][order], return_index=True)
+    for cell, part in zip(cells, np.split(ratio[order], starts[1:]), strict=False):
+      if part.size >= 3:
+        slopes[cell] = np.quantile(part, quantile)
+  bound = center_loss[at] + slopes[at] * np.where(inside, distance, 0)
+  return np.where(inside, bound, 0)
+
+
+def probabilities(bound: np.ndarray, eligible: np.ndarray, floor: float) -> np.ndarray:
+  """``[n]`` float64 that sum to 1: in proportion to ``bound``, ``floor`` of it spread evenly."""
+  even = eligible / eligible.sum()
+  bound = np.where(eligible, bound, 0)
+  total = bound.sum()
+  return even if total == 0 else (1 - floor) * bound / total + floor * even
+
+
+def by_priority(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:
+  """The ``count`` rows of highest ``p / u``."""
+  bits = np.asarray(row_bits(key, jnp.arange(len(p), dtype=jnp.int32)))
+  # 53 bits, and never 0.
+  u = ((bits[:, 0].astype(np.uint64) << 21 | bits[:, 1] >> 11).astype(np.float64) + 0.5) * 2.0**-53
+  rows = np.flatnonzero(p > 0)
+  rows = rows[np.argsort(-p[rows] / u[rows], kind="stable")]
+  threshold = p[rows[count]] / u[rows[count]] if count < rows.size else 0.0
+  index = rows[:count]
+  return whole(index, p[index], weight=np.maximum(1, threshold / p[index]), cluster=labels[index])
+
+
+def with_replacement(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:
+  """``count`` draws, rows by their first."""
+  seed = np.asarray(jax.random.key_data(key), np.uint32).tolist()
+  cumulative = np.cumsum(p)
+  at = np.random.default_rng(seed).random(count) * cumulative[-1]
+  drawn = np.searchsorted(cumulative, at, side="right")
+  index, first, times = np.unique(drawn, return_index=True, return_counts=True)
+  order = np.argsort(first)
+  index, times = index[order], times[order]
+  return whole(index, p[index], weight=times / (count * p[index]), cluster=labels[index])

@@ -1,0 +1,119 @@
+"""Methods over a pool in parts, against float64 NumPy."""
+
+import numpy as np
+import pytest
+
+from jsel.selection import run, select, walk
+from jsel.selectors import cells, sensitivity
+from jsel.selectors.methods import METHODS
+
+
+@pytest.fixture
+def pool(rng):
+  return rng.standard_normal((1500, 36)).astype(np.float32)
+
+
+@pytest.fixture
+def columns(rng):
+  return {"length": rng.integers(1, 100, 1500), "score": rng.random(1500)}
+
+
+OPTIONS = {
+  "crds_r": {"layers": 3},
+  "kmq": {"clusters": 16},
+  "km_random": {"clusters": 16},
+  "dac": {"clusters": 16},
+  "sensitivity": {"clusters": 16},
+}
+
+
+def round_robin(x, queries, k):
+  unit = lambda a: a.astype(np.float64) / np.linalg.norm(a.astype(np.float64), axis=1)[:, None]
+  order = np.argsort(-(unit(queries) @ unit(x).T), axis=1, kind="stable")
+  taken = []
+  while len(taken) < k:
+    for best in order:
+      if len(taken) < k:
+        taken.append(next(int(i) for i in best if i not in taken))
+  return taken
+
+
+def test_rds_is_the_loop_of_its_definition(pool, rng):
+  queries = pool[:4] + 0.3 * rng.standard_normal((4, 36)).astype(np.float32)
+  found = select(pool, "rds", 90, unit="rows", queries=queries)
+  assert found.index.tolist() == round_robin(pool, queries, 90)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_budgets_are_met_without_doubles(method, pool, columns):
+  found = select(pool, method, 0.1, queries=pool[:3], columns=columns, **OPTIONS.get(method, {}))
+  assert len(set(found.index.tolist())) == len(found.index) == 150
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"km_closest"}))
+def test_small_budgets_are_within_large_ones(method, pool, columns):
+  of = lambda b: select(
+    pool, method, b, unit="rows", queries=pool[:3], columns=columns, **OPTIONS.get(method, {})
+  ).index.tolist()
+  assert of(200)[:70] == of(70)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_blocks_changes_no_row(method, pool, columns, monkeypatch):
+  of = lambda: select(
+    pool, method, 0.05, queries=pool[:3] + 0.1, columns=columns, **OPTIONS.get(method, {})
+  ).index.tolist()
+  whole = of()
+  for module in (walk, run):
+    monkeypatch.setattr(module, "block_rows", lambda *_: 512)
+  assert of() == whole
+
+
+def test_kmq_gives_each_cluster_its_share(pool, columns):
+  found = select(pool, "kmq", 300, unit="rows", columns=columns, clusters=8)
+  full = select(pool, "kmq", 1500, unit="rows", columns=columns, clusters=8)
+  share = 0.2 * np.bincount(full.cluster, minlength=8)
+  assert np.abs(np.bincount(found.cluster, minlength=8) - share).max() <= 1
+
+
+def test_turns_are_nested_and_pass_over_what_is_empty():
+  order = cells.take_turns(np.array([0, 1, 1, 1, -1]), np.zeros(5), np.array([9, 1]))
+  assert order.tolist() == [0, 1, 2, 3]
+
+
+def test_sums_over_priority_samples_are_unbiased(rng):
+  import jax
+
+  p = rng.random(400)
+  p, loss = p / p.sum(), rng.random(400)
+  labels = np.zeros(400, np.int32)
+  sums = []
+  for seed in range(400):
+    drawn = sensitivity.by_priority(jax.random.key(seed), p, labels, 60)
+    sums.append((drawn.weight * loss[drawn.index]).sum())
+  assert abs(np.mean(sums) - loss.sum()) < 4 * np.std(sums) / 20
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"budget": 0}, "budget is 0"),
+    ({"budget": 2000, "unit": "rows"}, "pool of 1500 rows"),
+    ({"queries": np.ones((2, 5), np.float32)}, "pool has 36 columns"),
+    ({"queries": None}, "needs queries"),
+    ({"method": "kmq"}, "needs score"),
+    ({"method": "rsd"}, "did you mean 'rds'"),
+    ({"columns": {"id": [7] * 1500}}, "more than once, the first is 7"),
+  ],
+)
+def test_bad_input_is_one_line(change, message, pool):
+  arguments = {"method": "rds", "budget": 0.1, "queries": pool[:2]} | change
+  with pytest.raises(ValueError, match=message):
+    select(pool, **arguments)
+
+
+def test_rows_that_are_no_numbers_are_named_or_dropped(pool):
+  pool[7, 3] = np.nan
+  with pytest.raises(ValueError, match="the first is row 7"):
+    select(pool, "random", 0.5)
+  assert 7 not in select(pool, "random", 1499, unit="rows", on_nonfinite="drop").index
