@@ -28,6 +28,7 @@ SLOW: dict[str, list[str]] = {
   "accuracy --name=digits": ["--config=configs/digits.py", "--seeds=5"],
   "accuracy --name=fashion_mnist": ["--config=configs/fashion_mnist.py", "--seeds=3"],
   "big_pool": [],
+  "select_big": [],
   "aot": [],
 }
 
