@@ -66,3 +66,27 @@ def inclusion_probabilities(weights, k):
     if (new == certain).all() or left <= 0:
       return np.where(certain, 1, share)
     certain = new
+
+
+def k_center(x, k, initial=None, valid=None):
+  """Farthest first, from the row of lowest id or the centers given."""
+  x = np.asarray(x, np.float64)
+  open_ = np.isfinite(x).all(1) & (True if valid is None else valid)
+  nearest = np.full(len(x), np.inf)
+  for center in [] if initial is None else np.asarray(initial, np.float64):
+    nearest = np.minimum(nearest, ((x - center) ** 2).sum(1))
+  picks = []
+  while len(picks) < k and open_.any():
+    picks.append(int(np.argmax(np.where(open_, nearest, -np.inf))))
+    nearest = np.minimum(nearest, ((x - x[picks[-1]]) ** 2).sum(1))
+    open_[picks[-1]] = False
+  return picks + [-1] * (k - len(picks))
+
+
+def diversity_filter(x, scores, k, threshold, valid=None):
+  """Accepts rows in the order of scores unless an accepted one is as similar."""
+  x, picks = np.asarray(x, np.float64), []
+  for i in by_score(scores, valid):
+    if len(picks) < k and np.isfinite(x[i]).all() and (x[picks] @ x[i] < threshold).all():
+      picks.append(int(i))
+  return picks + [-1] * (k - len(picks))

@@ -25,7 +25,8 @@ def multiply(a: jax.Array, b: jax.Array) -> TwoLimb:
 def multiply_high(a: TwoLimb, b: TwoLimb) -> TwoLimb:
   """``a * b // 2**64`` of 64-bit integers without a sign.
 
-  >>> half, three = TwoLimb(jnp.int32(-(2**31)), jnp.uint32(0)), TwoLimb(jnp.int32(0), jnp.uint32(3))
+  >>> half = TwoLimb(jnp.int32(-(2**31)), jnp.uint32(0))
+  >>> three = TwoLimb(jnp.int32(0), jnp.uint32(3))
   >>> int(multiply_high(half, three).low)
   1
   """
@@ -114,7 +115,8 @@ def first_above(ends: TwoLimb, positions: TwoLimb) -> jax.Array:
   """The first of the ascending ``ends`` that is above each position; their number where none is.
 
   >>> ends = prefix_sum(jnp.array([2, 0, 3], jnp.uint32))
-  >>> first_above(ends, TwoLimb(jnp.zeros(4, jnp.int32), jnp.arange(1, 5, dtype=jnp.uint32))).tolist()
+  >>> low = jnp.arange(1, 5, dtype=jnp.uint32)
+  >>> first_above(ends, TwoLimb(jnp.zeros(4, jnp.int32), low)).tolist()
   [0, 2, 2, 2]
   """
   count = ends.low.shape[0]

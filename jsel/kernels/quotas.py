@@ -9,8 +9,8 @@ import numpy as np
 
 from jsel.kernels import topk
 from jsel.kernels.integers import multiply_divide, prefix_sum, subtract
-from jsel.kernels.reduce import LEAVES, TwoLimb, two_limb_less
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.reduce import TwoLimb, two_limb_less
+from jsel.kernels.rows import AxisName, rows
 from jsel.kernels.threshold import to_keys
 
 Numbers = jax.Array | np.ndarray | list[int] | tuple[int, ...]

@@ -16,8 +16,14 @@ from jsel.kernels.integers import (
   multiply_high,
   prefix_sum,
 )
-from jsel.kernels.reduce import TwoLimb, count, fixed_point_sum, fixed_tree_sum
-from jsel.kernels.reduce import two_limb_add, two_limb_to_float
+from jsel.kernels.reduce import (
+  TwoLimb,
+  count,
+  fixed_point_sum,
+  fixed_tree_sum,
+  two_limb_add,
+  two_limb_to_float,
+)
 from jsel.kernels.rows import AxisName, rows
 
 UNIT = 2**30  # of a probability, or of the largest weight

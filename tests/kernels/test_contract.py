@@ -13,6 +13,7 @@ import jsel
 import jsel.kernels
 from jsel.kernels import (
   gather,
+  greedy,
   kmeans,
   moments,
   nth,
@@ -126,6 +127,13 @@ CASES = {
   "sae.decode": (sae.decode, (model(), codes()), {}, True),
   "factor_counts": (sae.factor_counts, (codes(), 10), {"valid": VALID}, True),
   "unexplained": (sae.unexplained, (model(), X, codes()), {"valid": VALID}, False),
+  "k_center": (greedy.k_center, (X, 20), {"valid": VALID}, True),
+  "diversity_filter": (
+    greedy.diversity_filter,
+    (X, SCORES, 50),
+    {"threshold": 3.0, "valid": VALID},
+    True,
+  ),
   "cap_mask": (quotas.cap_mask, (SCORES, LABELS, (9, 0, 200)), {"valid": VALID}, True),
   "budget_mask": (
     quotas.budget_mask,
