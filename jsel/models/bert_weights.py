@@ -93,7 +93,7 @@ def arrays(tensors: Tensors, config: BertConfig):
   )
   shapes = {"attended": (width, width), "widen": (width, hidden), "narrow": (hidden, width)}
   for path, where in LINEAR.items():
-    fan_in, fan_out = shapes[path]
+    _, fan_out = shapes[path]
     weight = lambda name, where=where, fans=shapes[path]: tensors.kernel(
       f"{name}.{where}.weight", *fans
     )

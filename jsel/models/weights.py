@@ -1,4 +1,4 @@
-"""Weights in folders as Hugging Face writes them: config.json and safetensors, whole or in parts."""
+"""Weights in folders as Hugging Face has them: config.json and safetensors, whole or in parts."""
 
 import hashlib
 import importlib.util
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -70,7 +71,9 @@ def weight_files(folder: Path) -> list[Path]:
     ValueError: if it is no folder, or a file is not there.
   """
   if not folder.is_dir():
-    raise ValueError(f"there is no folder {folder}: give one with config.json and model.safetensors")
+    raise ValueError(
+      f"there is no folder {folder}: give one with config.json and model.safetensors"
+    )
   index = folder / "model.safetensors.index.json"
   names = ["model.safetensors"]
   if index.is_file():
@@ -138,14 +141,20 @@ def filled(make: Callable[[], nnx.Module], arrays: Mapping[str, Any]) -> Any:
   2.0
   """
   graph, abstract = nnx.split(nnx.eval_shape(make))
-  wanted = {".".join(str(key) for key in path): leaf for path, leaf in abstract.flat_state()}
-  assert wanted.keys() == arrays.keys(), wanted.keys() ^ arrays.keys()
-  leaves = {}
-  for path, leaf in abstract.flat_state():
-    array = arrays[".".join(str(key) for key in path)]
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  wanted = {
+    name(path) for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(abstract))
+  }
+  assert wanted == arrays.keys(), wanted ^ arrays.keys()
+
+  def fill(path: Any, leaf: Any) -> jax.Array:
+    array = arrays[name(path)]
     assert leaf.shape == array.shape, (path, leaf.shape, array.shape)
-    leaves[path] = leaf.replace(jnp.asarray(array, leaf.dtype))
-  return nnx.merge(graph, nnx.State.from_flat_path(leaves))
+    return jnp.asarray(array, leaf.dtype)
+
+  pure = jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(abstract))
+  nnx.replace_by_pure_dict(abstract, pure)
+  return nnx.merge(graph, abstract)
 
 
 def weights_sha256(paths: Sequence[Path]) -> str:
