@@ -12,8 +12,8 @@ from jax import lax
 from jsel.kernels import precision as products
 from jsel.kernels import topk
 from jsel.kernels.gather import gather
-from jsel.kernels.kmeans_seeding import check_k, check_rows, is_finite, varying
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.kmeans_seeding import check_k, check_rows, square_lengths
+from jsel.kernels.rows import AxisName, axis_size, row_ids, rows, varying
 from jsel.kernels.tiles import map_tiles
 
 NOBODY = np.int32(np.iinfo(np.int32).max)
@@ -118,7 +118,7 @@ def k_center(
 @functools.partial(jax.jit, static_argnames=("k", "axis_name"))
 def _k_center(x, initial, valid, *, k, axis_name):
   n, d = x.shape
-  eligible = is_finite(x.astype(jnp.float32))
+  eligible = jnp.isfinite(square_lengths(x, axis_name))
   eligible = eligible if valid is None else eligible & valid
 
   def nearer(nearest, center):
@@ -206,7 +206,12 @@ def _diversity_filter(x, scores, threshold, valid, *, k, axis_name):
 
     def one(i, carry):
       like, taken, count = carry
-      accept = (at(ids)[i] >= 0) & is_finite(row[i][None])[0] & (like[i] < threshold) & (count < k)
+      accept = (
+        (at(ids)[i] >= 0)
+        & jnp.isfinite(jnp.sum(row[i] * row[i]))
+        & (like[i] < threshold)
+        & (count < k)
+      )
       like = jnp.where(accept, jnp.maximum(like, within[i]), like)
       taken = taken.at[i].set(jnp.where(accept, count, k))
       return like, taken, count + accept.astype(jnp.int32)
