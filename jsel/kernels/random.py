@@ -45,6 +45,26 @@ def row_uniform_int(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.A
   return _threefry(key, ids, stream)[0]
 
 
+def row_lot(key: jax.Array, ids: jax.Array) -> jax.Array:
+  """32 bits a row, ``uint32[...]``, to break ties by: a keyed hash, in a third of the time.
+
+  Two rounds of a multiplicative hash. Fair to every row and new with every key, but no cipher:
+  where samples are to be independent take `row_bits`.
+
+  >>> row_lot(jax.random.key(0), jnp.arange(3)).dtype
+  dtype('uint32')
+  """
+  if ids.dtype not in (jnp.int32, jnp.uint32):
+    raise ValueError(f"row ids are int32 or uint32, got {ids.dtype}")
+  x = ids.astype(jnp.uint32)
+  for word in jax.random.bits(key, (2,), jnp.uint32):
+    x = x ^ word
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    x = x ^ (x >> 16)
+  return x
+
+
 def row_uniform(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.Array:
   """A number of [0, 1) a row, ``float32[...]``, a multiple of 2**-24.
 

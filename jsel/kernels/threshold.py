@@ -154,6 +154,31 @@ def mask_of_highest(
   Ineligible rows have the key `LOWEST`; ``eligible`` tells them from rows whose
   own key it is (None where there are none such). ``k`` is at most ``most``, if given.
   """
+  by_key = lambda keys, k: _mask_from_kth(keys, eligible, k, axis_name, most)
+  if most is None or 128 * most > keys.shape[0] or eligible is not None or axis_size(axis_name) > 1:
+    return by_key(keys, k)
+  return lax.platform_dependent(
+    keys, k, cpu=lambda keys, k: _mask_of_few(keys, k, most), default=by_key
+  )
+
+
+def _mask_of_few(keys: jax.Array, k: jax.Array, most: int) -> jax.Array:
+  """`mask_of_highest` on one device: the few rows are found, and the rest is not looked at again."""
+  candidates, rows = _candidates(keys, most)
+  top, position = sorted_top_k(candidates, most)
+  taken = (jnp.arange(most) < k) & (top != LOWEST)
+  place = jnp.where(taken, rows[position], keys.shape[0])
+  return jnp.zeros(keys.shape, bool).at[place].set(True, mode="drop")
+
+
+def _mask_from_kth(
+  keys: jax.Array,
+  eligible: jax.Array | None,
+  k: jax.Array,
+  axis_name: AxisName,
+  most: int | None,
+) -> jax.Array:
+  """`mask_of_highest` by the k-th highest key, and the first of the rows that have it."""
   histogram = lambda keys, k: kth_by_histogram(keys, k, axis_name)
   counting = lambda keys, k: kth_by_counting(keys, k, axis_name)
   on_cpu = counting if keys.shape[0] <= _SMALL else histogram
@@ -210,21 +235,28 @@ def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
 def kth_of_few(
   keys: jax.Array, k: jax.Array, most: int, axis_name: AxisName
 ) -> tuple[jax.Array, jax.Array]:
-  """`kth_by_histogram` for a ``k`` of at most ``most``, far fewer than the keys.
-
-  The k highest of a device lie in those ``most`` blocks that have the highest maxima, or are not
-  above others that do; what is counted there decides.
-  """
-  block = 1 << max(round(math.log2(keys.shape[0] / most) / 2), 3)
-  padded = jnp.pad(keys, (0, -keys.shape[0] % block), constant_values=LOWEST)
-  blocks = padded.reshape(-1, block)
-  _, chosen = sorted_top_k(blocks.max(1), most)
-  candidates = blocks[chosen].reshape(-1)
+  """`kth_by_histogram` for a ``k`` of at most ``most``, far fewer than the keys: few are counted."""
+  candidates, _ = _candidates(keys, most)
   if axis_size(axis_name) > 1:
     return kth_by_counting(candidates, k, axis_name)
   top, _ = sorted_top_k(candidates, most)
   kth = _sum_over(top[jnp.clip(k, 1, most) - 1], axis_name)  # of one device: the same everywhere
   return kth, k - _sum_over((top > kth).sum(dtype=jnp.int32), axis_name)
+
+
+def _candidates(keys: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+  """Keys and positions, ascending, among which the ``most`` highest of a device are.
+
+  They lie in those ``most`` blocks that have the highest maxima, the first of them where maxima
+  tie: a row of another block is preceded by the maxima of all those.
+  """
+  block = 1 << max(round(math.log2(keys.shape[0] / most) / 2), 3)
+  padded = jnp.pad(keys, (0, -keys.shape[0] % block), constant_values=LOWEST)
+  blocks = padded.reshape(-1, block)
+  _, chosen = sorted_top_k(blocks.max(1), most)
+  chosen = jnp.sort(chosen)  # so that position breaks ties as the row does
+  rows = chosen[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]
+  return blocks[chosen].reshape(-1), rows.reshape(-1)
 
 
 def kth_by_counting(

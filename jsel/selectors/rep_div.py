@@ -188,7 +188,7 @@ def rep_div(
     return share, level, exponent
 
   def score_of(key: jax.Array, debt: jax.Array, ids: jax.Array) -> jax.Array:
-    lottery = random.row_uniform_int(key, ids)
+    lottery = random.row_lot(key, ids)
     # Within +-4 plans, so positive with 8 more; and positive floats stand as their bits do.
     score = debt + (lottery >> 8).astype(jnp.int32) + 8 * ONE
     return jax.lax.bitcast_convert_type(score, jnp.float32)

@@ -119,7 +119,13 @@ def rep_div_plain(
 
   def select(key, state, pool, step):
     diversity, planned = diversity_at(step), state.rows["planned"]
-    lottery = random.row_uniform(key, row_ids(planned.shape[0], axis_name))
+    # Most plans have a fit, and no use for random numbers.
+    lottery = jax.lax.cond(
+      state.shared["fitted"],
+      lambda ids: jnp.zeros_like(ids, jnp.float32),
+      lambda ids: random.row_uniform(key, ids),
+      row_ids(planned.shape[0], axis_name),
+    )
     ranks = state.rows["representativeness"], state.rows["diversity"]
     score = score_of(state, *ranks, planned, lottery, diversity)
     mask = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)

@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec as P
 
 import jsel
 from jsel.kernels import projection
-from jsel.kernels.random import row_bits, row_gumbel, row_uniform, row_uniform_int
+from jsel.kernels.random import row_bits, row_gumbel, row_lot, row_uniform, row_uniform_int
 from jsel.kernels.rows import row_ids
 
-ALL = [row_bits, row_uniform, row_uniform_int, row_gumbel]
+ALL = [row_bits, row_uniform, row_uniform_int, row_gumbel, row_lot]
 
 
 def ks_distance(sample, cdf):
@@ -95,9 +95,25 @@ def test_gumbel_maximum_follows_the_weights():
   assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees, 1e-3
 
 
+def test_lots_are_fair_to_every_row_and_new_with_every_key(key):
+  lots = jax.jit(jax.vmap(lambda key: row_lot(key, jnp.arange(512))))(jax.random.split(key, 2000))
+  # Who wins among 512 rows: chi-square of 511 degrees has a standard deviation of 32.
+  wins = np.bincount(np.asarray(lots).argmax(1), minlength=512)
+  assert ((wins - 2000 / 512) ** 2 / (2000 / 512)).sum() < 511 + 4 * 32
+  u = np.asarray(row_lot(key, jnp.arange(50_000))) / 2.0**32
+  assert ks_distance(u, lambda x: x) < 1.95 / np.sqrt(len(u))
+  assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 3.3 / np.sqrt(len(u))
+  # Rows next to each other under one key, and one row under keys next to each other.
+  across = np.asarray(lots)[:, 7] / 2.0**32
+  assert ks_distance(across, lambda x: x) < 1.95 / np.sqrt(len(across))
+  assert abs(np.corrcoef(across[1:], across[:-1])[0, 1]) < 3.3 / np.sqrt(len(across))
+
+
 def test_ids_of_another_dtype_are_refused(key):
   with pytest.raises(ValueError, match="int32 or uint32, got float32"):
     row_bits(key, jnp.ones(3))
+  with pytest.raises(ValueError, match="int32 or uint32, got float32"):
+    row_lot(key, jnp.ones(3))
 
 
 @pytest.mark.timeout(60)
