@@ -22,25 +22,22 @@ from scipy import stats
 
 from benchmarks.machine import machine
 
-NAME = flags.DEFINE_string("name", "digits", "Names the result.")
-CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Of the runs.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...")
-SELECTORS = flags.DEFINE_list("selectors", ["full", "random", "rs2", "rep_div"], "To compare.")
-OPTIONS = flags.DEFINE_multi_string("option", [], "Further options of every run.")
-RESUME = flags.DEFINE_bool("resume", False, "Keep the runs that the result has already.")
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def one_run(selector: str, seed: int, workdir: str) -> dict[str, Any]:
+def one_run(
+  selector: str, seed: int, workdir: str, *, config: str, options: list[str]
+) -> dict[str, Any]:
   """The summary.json of a run."""
-  arguments = [f"--config={CONFIG.value}", f"--workdir={workdir}", f"--config.seed={seed}"]
-  arguments += [f"--config.selector.name={selector}", *OPTIONS.value]
+  arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
+  arguments += [f"--config.selector.name={selector}", *options]
   subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True)
   return json.loads((pathlib.Path(workdir) / "summary.json").read_text())
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(result: dict[str, Any]) -> str:
   """A row a selector, as Markdown."""
+  runs = result["runs"]
   lines = [
     "| selector | ratio | test accuracy, mean of seeds | 95 % interval | seeds | examples seen"
     " | wall s | fit s | selection |",
@@ -60,14 +57,14 @@ def table(runs: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def begun(path: pathlib.Path) -> dict[str, Any]:
+def begun(path: pathlib.Path, *, config: str, options: list[str], resume: bool) -> dict[str, Any]:
   """The result with no run in it yet, or with those of a call before.
 
   Raises:
     ValueError: if those were of another configuration, machine or version.
   """
-  asked = {"config": CONFIG.value, "options": OPTIONS.value, "machine": machine()}
-  if not (RESUME.value and path.exists()):
+  asked = {"config": config, "options": options, "machine": machine()}
+  if not (resume and path.exists()):
     return {**asked, "runs": []}
   found = json.loads(path.read_text())
   for what, value in asked.items():
@@ -78,18 +75,26 @@ def begun(path: pathlib.Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   del argv
-  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
-  result = begun(path)
+  given = flags.FLAGS
+  path = ROOT / "benchmarks" / "results" / f"{given.name}.json"
+  how = {"config": given.config, "options": given.option}
+  result = begun(path, resume=given.resume, **how)
   done = {(run["selector"], run["seed"]) for run in result["runs"]}
   with tempfile.TemporaryDirectory() as folder:
     # Seeds outermost: a drift of the machine falls on all selectors alike.
-    for seed in range(SEEDS.value):
-      for selector in SELECTORS.value:
+    for seed in range(given.seeds):
+      for selector in given.selectors:
         if (selector, seed) not in done:
-          result["runs"].append(one_run(selector, seed, f"{folder}/{selector}-{seed}"))
+          result["runs"].append(one_run(selector, seed, f"{folder}/{selector}-{seed}", **how))
           path.write_text(json.dumps(result, indent=2) + "\n")
-  print(table(result["runs"]))
+  print(table(result))
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("name", "digits", "Names the result.")
+  flags.DEFINE_string("config", "configs/digits.py", "Of the runs.")
+  flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...")
+  flags.DEFINE_list("selectors", ["full", "random", "rs2", "rep_div"], "To compare.")
+  flags.DEFINE_multi_string("option", [], "Further options of every run.")
+  flags.DEFINE_bool("resume", False, "Keep the runs that the result has already.")
   app.run(main)

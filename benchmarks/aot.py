@@ -22,8 +22,6 @@ from absl import app, flags
 from benchmarks.machine import machine
 from configs import imagenet
 
-AGAIN = flags.DEFINE_bool("again", False, "Compile what has been compiled before, too.")
-ONLY = flags.DEFINE_string("only", "", "Compile the cases alone whose name has this in it.")
 ROOT = pathlib.Path(__file__).parent.parent
 PATH = ROOT / "benchmarks" / "results" / "aot.json"
 ROWS_A_DEVICE = 64
@@ -107,6 +105,7 @@ def plan_of(selector: str) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   del argv
+  given = flags.FLAGS
   jax.config.update("jax_platforms", "cpu")
   found = json.loads(PATH.read_text()) if PATH.exists() else {"steps": {}, "plans": {}}
   jobs = [
@@ -114,39 +113,51 @@ def main(argv: list[str]) -> None:
   ]
   jobs += [("plans", name, lambda name=name: plan_of(name)) for name in SELECTORS]
   for kind, name, job in jobs:
-    if ONLY.value in name and (AGAIN.value or name not in found[kind]):
+    if given.only in name and (given.again or name not in found[kind]):
       found[kind][name] = job()
       found["machine"] = machine()
       PATH.write_text(json.dumps(found, indent=2) + "\n")
-  show(found)
+  print(table(found))
 
 
-def show(found: dict[str, Any]) -> None:
-  """Prints the tables of BENCHMARKS.md."""
-  mib = lambda size: f"{size / 2**20:.1f}"
-  print(
-    "| compiled for | pool | batch | MiB a device | of | selection keeps MiB | sent MiB a step |"
-  )
-  print("|---|---|---|---|---|---|---|")
+def table(found: dict[str, Any]) -> str:
+  """Steps, and then plans alone, as Markdown."""
+  mib = lambda size: f"{size / 2**20:,.1f}"
+  lines = [
+    "| compiled for | pool | batch | MiB a device | there are MiB | selection keeps MiB"
+    " | sent MiB a step | of it selection |",
+    f"|{8 * '---|'}",
+  ]
   for name, report in found["steps"].items():
     memory, all_of = report["memory"], report["collectives"]["all"]
     columns = sum(memory.get(part, 0) for part in ("selector", "plan", "next plan", "exposure"))
     share = all_of["selection_wire_bytes"] / all_of["wire_bytes"]
-    print(
-      f"| {name} | {report['pool']['examples']:,} | {report['batch_size']} |"
-      f" {mib(memory['total'])} | {mib(report['memory_of_device'])},"
-      f" {'fits' if report['fits'] else 'does not fit'} | {mib(columns)} |"
-      f" {mib(all_of['wire_bytes'])}, {100 * share:.3f} % of it selection |"
-    )
-  print("\n| plan of | kept MiB a device | temporaries MiB | put in MiB | operations of a device |")
-  print("|---|---|---|---|---|")
+    cells = [
+      name.partition(",")[0],
+      f"{report['pool']['examples']:,}",
+      f"{report['batch_size']:,}",
+      f"{memory['total'] / 2**20:,.0f}",
+      f"{report['memory_of_device'] / 2**20:,.0f}, {'fits' if report['fits'] else 'does not fit'}",
+      *(mib(columns), mib(all_of["wire_bytes"]), f"{100 * share:.3f} %"),
+    ]
+    lines.append(f"| {' | '.join(cells)} |")
+  lines += [
+    "",
+    f"The plan alone, of a pool of {LARGE} rows on v5e:16x16, a chip:",
+    "",
+    "| plan of | kept MiB | temporaries MiB | put into collectives, MiB | operations |",
+    f"|{5 * '---|'}",
+  ]
   for name, plan in found["plans"].items():
     put_in = sum(total["operand_bytes"] for total in plan["collectives"].values())
-    print(
+    lines.append(
       f"| {name} | {mib(plan['kept_bytes'])} | {plan['refused'] or mib(plan['temporaries'])} |"
-      f" {mib(put_in)} | {plan['operations_of_a_device']:.3g} |"
+      f" {mib(put_in)} | {plan['operations_of_a_device']:.2g} |"
     )
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":
+  flags.DEFINE_bool("again", False, "Compile what has been compiled before, too.")
+  flags.DEFINE_string("only", "", "Compile the cases alone whose name has this in it.")
   app.run(main)

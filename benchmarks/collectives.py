@@ -297,32 +297,36 @@ def measured(case: Case, devices: int) -> dict[str, Any]:
   }
 
 
+def table(result: dict[str, Any]) -> str:
+  """A row a case, of the most devices, as Markdown."""
+  lines = ["| kernel | what | collectives | bytes sent | the least | ratio |", f"|{6 * '---|'}"]
+  for row in result["rows"]:
+    last = row["devices"][-1]
+    kinds = ", ".join(f"{kind['count']:.3g} {name}" for name, kind in last["kinds"].items())
+    sent, least = last["sent_bytes"], last["minimum_bytes"]
+    ratio = f"{sent / least:.3g}" if least else ""
+    lines.append(
+      f"| {row['kernel']} | {row['shapes']} | {kinds or 'none'} | {sent:,.0f} | {least:,.0f} |"
+      f" {ratio} |"
+    )
+  return "\n".join(lines)
+
+
 def main(argv: list[str]) -> None:
   del argv
-  table = []
-  print("| kernel | what | collectives | sent, 2 / 4 / 8 devices | minimum | of it |")
-  print("|---|---|---|---|---|---|")
-  for case in cases():
-    row = {
+  rows = [
+    {
       "kernel": case.name,
       "shapes": case.shapes,
       "minimum_of": case.why,
       "devices": [measured(case, devices) for devices in DEVICES],
     }
-    table.append(row)
-    last = row["devices"][-1]
-    kinds = ", ".join(f"{kind['count']:.3g} {name}" for name, kind in last["kinds"].items())
-    sent = " / ".join(f"{of['sent_bytes']:,.0f}" for of in row["devices"][1:])
-    least = last["minimum_bytes"]
-    ratio = f"{last['sent_bytes'] / least:.3g} x" if least else ""
-    print(
-      f"| {case.name} | {case.shapes} | {kinds or 'none'} | {sent} | {least:,.0f} ({case.why})"
-      f" | {ratio} |",
-      flush=True,
-    )
-  result = {"machine": machine(), "rows": table}
+    for case in cases()
+  ]
+  result = {"machine": machine(), "rows": rows}
   path = ROOT / "benchmarks" / "results" / "collectives.json"
   path.write_text(json.dumps(result, indent=2) + "\n")
+  print(table(result))
 
 
 if __name__ == "__main__":

@@ -47,11 +47,6 @@ from jsel.data.device import DevicePrefetch, to_device
 from jsel.data.feed import Feed
 from jsel.data.rows import Rows, RowsDataset
 
-SIZES = flags.DEFINE_list("sizes", "small_128,small_512,image_64", "Of rows and batch, see CASES.")
-REPEATS = flags.DEFINE_integer("repeats", 7, "Turns of each loader.")
-SECONDS = flags.DEFINE_float("seconds", 0.6, "Of a turn, about.")
-WORKERS = flags.DEFINE_integer("workers", 2, "Threads, or processes of one thread.")
-DIR = flags.DEFINE_string("dir", None, "Where the rows are written, a temporary folder if None.")
 ROOT = pathlib.Path(__file__).parent.parent
 AHEAD = 4  # batches read ahead by threads in all; by each process, half as many
 CLASSES = 10
@@ -130,6 +125,7 @@ def plain(
   case: Case,
   split: Any,
   processes: int,
+  threads: int,
   stack: contextlib.ExitStack,
 ) -> Loader:
   if name == "by record":
@@ -143,9 +139,7 @@ def plain(
     ids = grain.MapDataset.source(next(plans(case))).repeat()
     dataset = ids.map(functools.partial(take, rows))
   dataset = dataset.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=1 if processes else WORKERS.value, prefetch_buffer_size=1 if processes else AHEAD
-    )
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if processes else AHEAD)
   )
   if processes:
     dataset = dataset.mp_prefetch(
@@ -170,6 +164,7 @@ def fed(
   rows: Rows,
   split: Any,
   processes: int,
+  threads: int,
   stack: contextlib.ExitStack,
 ) -> Loader:
   """``blocks`` are published one ahead of the one that is read."""
@@ -178,7 +173,7 @@ def fed(
       rows,
       start=0,
       workers=processes,
-      threads=1 if processes else WORKERS.value,
+      threads=threads,
       ahead=AHEAD // 2 if processes else AHEAD,
     )
   )
@@ -277,8 +272,10 @@ def turn(loader: Loader, steps: int, update: Any, params: Any) -> tuple[tuple[fl
   return (speed, (cpu_seconds() - begin_cpu) / steps), params
 
 
-def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
-  case = CASES[name]
+def measure(
+  name: str, case: Case, folder: pathlib.Path, *, workers: int, repeats: int, seconds: float
+) -> list[dict[str, Any]]:
+  """All loaders of a size, on ``workers`` threads and on as many processes of one thread."""
   folder = folder / f"{math.prod(case.shape)}x{case.rows}"
   if not folder.exists():
     write(folder, case)
@@ -288,11 +285,11 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
   results = []
   with contextlib.ExitStack() as stack:
     loaders = []
-    for processes in (0, WORKERS.value):
+    for processes, threads in ((0, workers), (workers, 1)):
       for kind in PLAIN:
-        loaders.append(plain(kind, files, rows, case, split, processes, stack))
+        loaders.append(plain(kind, files, rows, case, split, processes, threads, stack))
       for feed, blocks in (("planned", plans), ("super-batch", super_batches)):
-        loader = fed(feed, blocks(case), rows, split, processes, stack)
+        loader = fed(feed, blocks(case), rows, split, processes, threads, stack)
         checked = check(loader, blocks(case), case)
         print(f"{name}: {feed}, {processes} processes: {checked} batches are as planned")
         loaders.append(loader)
@@ -303,9 +300,9 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
       steps = []
       for loader in loaders:
         (speed, _), params = turn(loader, 16, what, params)
-        steps.append(max(16, int(SECONDS.value * speed)))
+        steps.append(max(16, int(seconds * speed)))
       order = np.random.default_rng(0)
-      for _ in range(REPEATS.value):
+      for _ in range(repeats):
         for i in order.permutation(len(loaders)).tolist():
           (speed, cost), params = turn(loaders[i], steps[i], what, params)
           rates[i].append(speed * case.batch)
@@ -321,7 +318,7 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
             "size": name,
             "loader": loader.name,
             "processes": loader.processes,
-            "threads": 0 if loader.processes else WORKERS.value,
+            "threads": 0 if loader.processes else workers,
             "update": what is not None,
             "steps_a_turn": steps[i],
             "load_average": os.getloadavg()[0],  # of the machine, this among it
@@ -334,32 +331,47 @@ def measure(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
   return results
 
 
+def table(result: dict[str, Any]) -> str:
+  """A row a feed, as Markdown: medians, and quartiles of the ratios to the plain loops."""
+  heads = ["size", "feed", "readers", "with an update", "rows/s"]
+  heads += [f"to {base}" for base in PLAIN] + ["CPU µs a row"]
+  lines = [f"| {' | '.join(heads)} |", f"|{len(heads) * '---|'}"]
+  for found in result["results"]:
+    if found["loader"] in PLAIN:
+      continue
+    threads, processes = found["threads"], found["processes"]
+    cells = [found["size"], found["loader"]]
+    cells.append(f"{threads} threads" if threads else f"{processes} processes")
+    cells += ["yes" if found["update"] else "no", f"{np.median(found['rows_per_second']):,.0f}"]
+    for base in PLAIN:
+      low, middle, high = np.percentile(found[f"ratio_to_{base}".replace(" ", "_")], (25, 50, 75))
+      cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+    cells.append(f"{np.median(found['cpu_microseconds_per_row']):.1f}")
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def main(argv: list[str]) -> None:
   del argv
+  given = flags.FLAGS
   path = ROOT / "benchmarks" / "results" / "feeds.json"
   kept = json.loads(path.read_text())["results"] if path.exists() else []
-  kept = [result for result in kept if result["size"] not in SIZES.value]
+  kept = [result for result in kept if result["size"] not in given.sizes]
+  limits = {"workers": given.workers, "repeats": given.repeats, "seconds": given.seconds}
   with tempfile.TemporaryDirectory() as temporary:
-    for name in SIZES.value:
-      kept += measure(name, pathlib.Path(DIR.value or temporary))
+    for name in given.sizes:
+      kept += measure(name, CASES[name], pathlib.Path(given.dir or temporary), **limits)
   about = {**machine(), "grain": grain.__version__}
   cases = {name: case._asdict() for name, case in CASES.items()}
-  path.write_text(json.dumps({"machine": about, "cases": cases, "results": kept}, indent=2) + "\n")
-  head = " | ".join(
-    ["rows, batch", "workers", "update", "loader", "rows/s", *PLAIN, "CPU us a row"]
-  )
-  print("rows/s and CPU: median; rows/s as ratio to the plain loops: median (25 to 75 %)")
-  print(f"| {head} |\n|{9 * '---|'}")
-  for result in kept:
-    workers = f"{result['threads']} threads" if result["threads"] else f"{WORKERS.value} processes"
-    cells = [result["size"], workers, "yes" if result["update"] else "no", result["loader"]]
-    cells.append(f"{np.median(result['rows_per_second']):,.0f}")
-    for base in PLAIN:
-      low, middle, high = np.percentile(result[f"ratio_to_{base}".replace(" ", "_")], (25, 50, 75))
-      cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
-    cells.append(f"{np.median(result['cpu_microseconds_per_row']):.1f}")
-    print(f"| {' | '.join(cells)} |")
+  result = {"machine": about, "cases": cases, "results": kept}
+  path.write_text(json.dumps(result, indent=2) + "\n")
+  print(table(result))
 
 
 if __name__ == "__main__":
+  flags.DEFINE_list("sizes", list(CASES), "Of rows and batch, see CASES.")
+  flags.DEFINE_integer("repeats", 7, "Turns of each loader.")
+  flags.DEFINE_float("seconds", 0.6, "Of a turn, about.")
+  flags.DEFINE_integer("workers", 2, "Threads, or processes of one thread.")
+  flags.DEFINE_string("dir", None, "Where the rows are written, a temporary folder if None.")
   app.run(main)

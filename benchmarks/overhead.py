@@ -20,11 +20,8 @@ from absl import app, flags
 
 from benchmarks.machine import machine
 
-REPEATS = flags.DEFINE_integer("repeats", 5, "Runs of each; the median and the range are printed.")
-CONFIG = flags.DEFINE_string("config", "configs/fashion_mnist.py", "Of the runs.")
-OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE, for all runs.")
-NAME = flags.DEFINE_string("name", "overhead", "Of the file in benchmarks/results.")
 ROOT = pathlib.Path(__file__).parent.parent
+SELECTORS = ("rs2", "rep_div_plain", "rep_div")
 
 
 def measured(options: list[str]) -> dict[str, Any]:
@@ -48,42 +45,56 @@ def measured(options: list[str]) -> dict[str, Any]:
   raise RuntimeError(f"train.py {' '.join(options)} measured nothing, exit code {run.returncode}")
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def measure(
+  config: str, overrides: list[str], *, selectors: tuple[str, ...], repeats: int
+) -> dict[str, Any]:
+  """Runs of each selector, with a plan an epoch and with one at every step."""
   rows: list[dict[str, Any]] = [
     {"selector": selector, "refresh_steps": refresh, "runs": []}
-    for selector in ("rs2", "rep_div_plain", "rep_div")
+    for selector in selectors
     for refresh in (0, 1)
   ]
-  for seed in range(REPEATS.value):  # in turns, so that a slow spell meets all of them
+  for seed in range(repeats):  # in turns, so that a slow spell meets all of them
     for row in rows:
       options = [
-        f"--config={CONFIG.value}",
-        *(f"--config.{override}" for override in OVERRIDE.value),
+        f"--config={config}",
+        *(f"--config.{override}" for override in overrides),
         f"--config.selector.name={row['selector']}",
         f"--config.selector.refresh_steps={row['refresh_steps']}",
         f"--config.seed={seed}",
       ]
       row["runs"].append(measured(options))
-  result = {
-    "config": CONFIG.value,
-    "overrides": OVERRIDE.value,
-    "machine": machine(),
-    "rows": rows,
-  }
-  path = ROOT / "benchmarks" / "results" / f"{NAME.value}.json"
-  path.write_text(json.dumps(result, indent=2) + "\n")
-  print("| selector | plan | select ms | step ms | share of the time |\n|---|---|---|---|---|")
-  for row in rows:
+  return {"config": config, "overrides": overrides, "machine": machine(), "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+  """A row a selector and a time between plans, as Markdown."""
+  lines = ["| selector | a plan | plan ms | step ms | share of the time (of the runs) |"]
+  lines.append(f"|{5 * '---|'}")
+  for row in result["rows"]:
     values = lambda what, row=row: np.array([run[f"selection/{what}"] for run in row["runs"]])
     share = 100 * values("share")
     when = "every step" if row["refresh_steps"] else "an epoch"
-    print(
+    lines.append(
       f"| {row['selector']} | {when} | {1e3 * np.median(values('select_seconds')):.2f} |"
       f" {1e3 * np.median(values('step_seconds')):.2f} |"
       f" {np.median(share):.2f} % ({share.min():.2f} to {share.max():.2f}) |"
     )
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  given = flags.FLAGS
+  result = measure(given.config, given.override, selectors=SELECTORS, repeats=given.repeats)
+  path = ROOT / "benchmarks" / "results" / f"{given.name}.json"
+  path.write_text(json.dumps(result, indent=2) + "\n")
+  print(table(result))
 
 
 if __name__ == "__main__":
+  flags.DEFINE_integer("repeats", 5, "Runs of each; the median and the range are printed.")
+  flags.DEFINE_string("config", "configs/fashion_mnist.py", "Of the runs.")
+  flags.DEFINE_multi_string("override", [], "KEY=VALUE, for all runs.")
+  flags.DEFINE_string("name", "overhead", "Of the file in benchmarks/results.")
   app.run(main)

@@ -345,6 +345,33 @@ def table(results: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def page(result: dict[str, Any]) -> str:
+  """A row a size and a column a selector, of times, and what the largest pool takes."""
+  found = {(r["selector"], r["size"]): r for r in result["results"]}
+  sizes = sorted({size for _, size in found})
+  kinds = [(name, "plan") for name in NAMES] + [("rep_div", "plan_new_exponent")]
+  heads = [name if what == "plan" else f"{name}, new exponent" for name, what in kinds]
+  parts = []
+  for title, unit in (("rows", lambda size: 1e3), ("nanoseconds a row", lambda size: 1e9 / size)):
+    lines = [f"| {title} | {' | '.join(heads)} |", f"|{(len(heads) + 1) * '---|'}"]
+    for size in sizes:
+      times = [found.get((name, size), {}).get(what) for name, what in kinds]
+      cells = ["" if time is None else f"{unit(size) * time['seconds']:.3g}" for time in times]
+      lines.append(f"| {size:,} | {' | '.join(cells)} |")
+    parts.append("\n".join(lines))
+  largest = [found[name, sizes[-1]] for name in NAMES[1:] if (name, sizes[-1]) in found]
+  a_row = lambda what: [f"{r[what] / r['size']:.1f}" if what in r else "" for r in largest]
+  lines = [f"| at {sizes[-1]:,} | {' | '.join(r['selector'] for r in largest)} |"]
+  lines.append(f"|{(len(largest) + 1) * '---|'}")
+  lines.append(f"| state, bytes a row | {' | '.join(a_row('state_bytes'))} |")
+  lines.append(f"| temporaries, bytes a row | {' | '.join(a_row('temporary_bytes'))} |")
+  peak = [f"{r.get('peak_resident_bytes', math.nan) / 2**30:.2f}" for r in largest]
+  lines.append(f"| peak of the process, GiB | {' | '.join(peak)} |")
+  batch = [f"{1e6 * r['batch']['seconds']:.0f}" for r in largest]
+  lines.append(f"| rows of a batch of {BATCH_SIZE:,}, µs | {' | '.join(batch)} |")
+  return "\n\n".join([*parts, "\n".join(lines)])
+
+
 def plot(results: list[dict[str, Any]], path: pathlib.Path) -> None:
   figure = Figure(figsize=(13, 4.4), layout="constrained")
   whole, a_row, batch = figure.subplots(1, 3)

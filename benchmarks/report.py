@@ -1,21 +1,50 @@
-"""The kernels' part of BENCHMARKS.md, and its picture, from benchmarks/results.
+"""The tables of BENCHMARKS.md and the kernels' pictures, from benchmarks/results.
 
     python -m benchmarks.report
 
-Replaces what stands between the two marks in BENCHMARKS.md, and nothing else.
+Replaces what stands between the marks of each table, `<!-- NAME: begin -->` and likewise end, and
+nothing else. Above each table stand the command that measures it and the machine.
 """
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from absl import app
 from matplotlib.figure import Figure
 
+from benchmarks import (
+  accuracy,
+  aot,
+  big_pool,
+  collectives,
+  feeds,
+  fused_step,
+  overhead,
+  pool_size,
+  select_big,
+)
 from benchmarks.kernels.cases import RESULTS, ROOT, table
 from benchmarks.run import KERNELS
 
-BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
+of_results = lambda table: lambda result: table(result["results"])
+# Of each file in benchmarks/results: what measures it, and its table.
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+  "fashion_mnist": (
+    "accuracy --name=fashion_mnist --config=configs/fashion_mnist.py --seeds=3",
+    accuracy.table,
+  ),
+  "digits": ("accuracy --name=digits --config=configs/digits.py --seeds=5", accuracy.table),
+  "overhead": ("overhead", overhead.table),
+  "fused_step": ("fused_step", of_results(fused_step.table)),
+  "collectives": ("collectives", collectives.table),
+  "feeds": ("feeds", feeds.table),
+  "pool_size": ("pool_size", pool_size.page),
+  "big_pool": ("big_pool", of_results(big_pool.table)),
+  "select_big": ("select_big", of_results(select_big.table)),
+  "aot": ("aot", aot.table),
+}
 
 
 def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -26,14 +55,34 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
   }
 
 
-def machine_of(cases: dict[str, dict[str, Any]]) -> str:
-  """The machines and versions of the cases, in a sentence."""
-  facts = {json.dumps(case["machine"], sort_keys=True): case["machine"] for case in cases.values()}
+def machines(result: Any) -> list[dict[str, Any]]:
+  """The machines that a result names, wherever in it, each once."""
+  if not isinstance(result, dict | list):
+    return []
+  found = [result["machine"]] if isinstance(result, dict) and "machine" in result else []
+  for part in result.values() if isinstance(result, dict) else result:
+    found += machines(part)
+  return list({json.dumps(fact, sort_keys=True): fact for fact in found}.values())
+
+
+def machine_of(result: Any) -> str:
+  """The machines and versions of a result, in a sentence."""
   said = []
-  for fact in facts.values():
+  for fact in machines(result):
     versions = [f"{what} {value}" for what, value in fact.items() if what not in ("cpu", "cores")]
     said.append(f"{fact['cpu']}, {fact['cores']} cores; {', '.join(versions)}")
   return ". ".join(said)
+
+
+def sections(folder: pathlib.Path) -> dict[str, str]:
+  """What stands between the marks of each table that has been measured."""
+  found = {}
+  for name, (command, shown) in TABLES.items():
+    path = folder / f"{name}.json"
+    if path.exists():
+      result = json.loads(path.read_text())
+      found[name] = f"`python -m benchmarks.{command}` ({machine_of(result)})\n\n{shown(result)}"
+  return found
 
 
 def text(found: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -76,27 +125,56 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path) -> Non
   figure.savefig(path, dpi=120)
 
 
-def rewritten(page: str, part: str) -> str:
-  """``page`` with ``part`` between the marks.
+def plot_memory(found: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path) -> None:
+  """For each case the memory that jsel's program takes beside its arguments and results."""
+  cases = [
+    (title, case["temporary_bytes"])
+    for kernel in found.values()
+    for title, case in kernel.items()
+    if case["temporary_bytes"] is not None
+  ]
+  figure = Figure(figsize=(10, 1.2 + 0.26 * len(cases)), layout="constrained")
+  axes = figure.subplots()
+  mib = [size / 2**20 for _, size in cases]
+  axes.barh(range(len(cases)), mib, color="C0", height=0.6)
+  for row, size in enumerate(mib):
+    axes.annotate(f" {size:.1f}", (size, row), va="center", fontsize=7)
+  axes.set(
+    yticks=range(len(cases)),
+    yticklabels=[title for title, _ in cases],
+    xlabel="MiB of temporaries",
+  )
+  axes.invert_yaxis()
+  axes.grid(axis="x", alpha=0.3)
+  figure.savefig(path, dpi=120)
+
+
+def rewritten(page: str, name: str, part: str) -> str:
+  """``page`` with ``part`` between the marks of the table ``name``.
 
   Raises:
     ValueError: if the marks are not there.
   """
-  before, begin, rest = page.partition(BEGIN)
-  _, end, after = rest.partition(END)
-  if not (begin and end):
-    raise ValueError(f"the page has no {BEGIN} ... {END}: put them where the tables shall stand")
-  return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
+  begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+  before, has_begin, rest = page.partition(begin)
+  _, has_end, after = rest.partition(end)
+  if not (has_begin and has_end):
+    raise ValueError(f"the page has no {begin} ... {end}: put them where the table shall stand")
+  return f"{before}{begin}\n\n{part}\n\n{end}{after}"
 
 
 def main(argv: list[str]) -> None:
   del argv
-  found = read(RESULTS)
-  if not found:
+  kernels = read(RESULTS)
+  if not kernels:
     raise app.UsageError(f"no kernels_*.json in {RESULTS}: python -m benchmarks.run first")
-  plot(found, RESULTS / "kernels.png")
-  page = ROOT / "BENCHMARKS.md"
-  page.write_text(rewritten(page.read_text(), text(found)))
+  plot(kernels, RESULTS / "kernels.png")
+  plot_memory(kernels, RESULTS / "kernels_memory.png")
+  path = ROOT / "BENCHMARKS.md"
+  page = path.read_text()
+  for name, part in {"kernels": text(kernels), **sections(RESULTS)}.items():
+    page = rewritten(page, name, part)
+  path.write_text(page)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 KERNELS = ("topk", "kmeans", "projection", "whitening", "sae", "similarity")
 OTHERS: dict[str, list[str]] = {
   "overhead": [],
+  "fused_step": [],
   "collectives": [],
   "pool_size": [],
   "feeds": [],

@@ -42,15 +42,17 @@ def test_the_page_shows_what_was_measured(measured, tmp_path):
   part = report.text(measured)
   for _, title in CASES:
     assert f"| {title} |" in part
-  page = report.rewritten(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", part)
+  marked = "before\n<!-- kernels: begin -->\nold\n<!-- kernels: end -->\nafter\n"
+  page = report.rewritten(marked, "kernels", part)
   assert page.startswith("before\n")
   assert page.endswith("\nafter\n")
   assert "old" not in page
-  assert report.rewritten(page, part) == page
-  with pytest.raises(ValueError, match="put them where the tables shall stand"):
-    report.rewritten("no marks", part)
-  report.plot(measured, tmp_path / "kernels.png")
-  assert (tmp_path / "kernels.png").stat().st_size > 10_000
+  assert report.rewritten(page, "kernels", part) == page
+  with pytest.raises(ValueError, match="put them where the table shall stand"):
+    report.rewritten("no marks", "kernels", part)
+  for name, plot in (("kernels", report.plot), ("memory", report.plot_memory)):
+    plot(measured, tmp_path / f"{name}.png")
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def example(ratio):
@@ -92,6 +94,14 @@ def test_turns_alternate_and_end_in_time():
   assert [len(times[name].turns) for name in "ab"] == [4, 4]
   times, _ = take_turns(contenders, repeats=50, seconds=0)
   assert len(times["a"].turns) == 3
+
+
+def test_the_page_is_what_the_results_say():
+  page = (run.ROOT / "BENCHMARKS.md").read_text()
+  parts = {"kernels": report.text(report.read(cases.RESULTS)), **report.sections(cases.RESULTS)}
+  assert len(parts) > 5
+  for name, part in parts.items():
+    assert report.rewritten(page, name, part) == page, f"{name}: python -m benchmarks.report"
 
 
 def test_every_script_is_started_by_one_command():

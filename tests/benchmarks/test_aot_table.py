@@ -1,0 +1,20 @@
+"""The benchmark that compiles for machines that are not there."""
+
+import json
+
+import pytest
+
+from benchmarks import aot
+
+
+def test_the_table_has_a_row_a_case():
+  found = json.loads(aot.PATH.read_text())
+  assert aot.table(found).count("\n|") == len(aot.cases()) + len(aot.SELECTORS) + 3
+
+
+@pytest.mark.aot
+def test_a_plan_of_256_chips():
+  pytest.importorskip("libtpu")
+  found = aot.plan_of("rs2")
+  assert found["refused"] is None
+  assert found["kept_bytes"] < 2**25
