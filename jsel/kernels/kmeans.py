@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels import precision as products
+from jsel.kernels.kmeans_parallel import parallel
 from jsel.kernels.kmeans_seeding import (
   check_k,
   check_rows,
@@ -31,6 +32,7 @@ __all__ = [
   "fit",
   "init",
   "merge",
+  "parallel",
   "plus_plus",
   "update",
 ]

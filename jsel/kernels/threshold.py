@@ -163,7 +163,7 @@ def mask_of_highest(
 
 
 def _mask_of_few(keys: jax.Array, k: jax.Array, most: int) -> jax.Array:
-  """`mask_of_highest` on one device: the few rows are found, and the rest is not looked at again."""
+  """`mask_of_highest` on one device: the few rows are found, and no pass looks for ties."""
   candidates, rows = _candidates(keys, most)
   top, position = sorted_top_k(candidates, most)
   taken = (jnp.arange(most) < k) & (top != LOWEST)
@@ -235,7 +235,7 @@ def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
 def kth_of_few(
   keys: jax.Array, k: jax.Array, most: int, axis_name: AxisName
 ) -> tuple[jax.Array, jax.Array]:
-  """`kth_by_histogram` for a ``k`` of at most ``most``, far fewer than the keys: few are counted."""
+  """`kth_by_histogram` for a ``k`` of at most ``most``, far fewer than the keys."""
   candidates, _ = _candidates(keys, most)
   if axis_size(axis_name) > 1:
     return kth_by_counting(candidates, k, axis_name)

@@ -113,6 +113,12 @@ CASES = {
   "project_tree": (project_tree.project_tree, (KEY, {"b": SCORES, "w": X}, 16), {}, True),
   "best_matches": (similarity.best_matches, (X, X[:5], 40), {"valid": VALID}, True),
   "plus_plus": (kmeans.plus_plus, (KEY, X, 4), {"valid": VALID}, True),
+  "parallel": (
+    kmeans.parallel,
+    (KEY, X, 4),
+    {"rounds": 2, "capacity": 9, "valid": VALID},
+    True,
+  ),
   "kmeans.fit": (kmeans.fit, (X, X[:4]), {"max_iters": 3, "valid": VALID}, True),
   "kmeans.assign": (kmeans.assign, (X, X[:4]), {"valid": VALID}, True),
   "kmeans.update": (kmeans.update, (kmeans.init(5, 6), X, LABELS), {}, True),

@@ -227,6 +227,42 @@ def test_seeds_are_drawn_by_squared_distance(key):
     assert abs(got - probability) < 5 * np.sqrt(probability / 4000), pair
 
 
+def test_parallel_seeds_are_as_good_as_those_drawn_one_by_one(rng):
+  means = 20 * rng.standard_normal((24, 4))
+  x = (means[rng.integers(0, 24, 2048)] + rng.standard_normal((2048, 4))).astype("f4")
+  cost = lambda centers: distances_oracle(x, centers).min(1).sum()
+  of = lambda seed: [cost(seed(jax.random.key(i), x, 24)) for i in range(24)]
+  one_by_one, at_once = of(kmeans.plus_plus), of(kmeans.parallel)
+  uniform = [cost(x[rng.permutation(2048)[:24]]) for _ in range(24)]
+  # As good in the mean; a seeding's cost varies by half, so this ratio of means by 0.15.
+  assert np.mean(at_once) < 1.35 * np.mean(one_by_one)
+  assert np.mean(at_once) < 0.6 * np.mean(uniform)
+
+
+def test_parallel_seeds_on_any_devices_with_padding_weights_and_bad_rows(key, blobs):
+  x = blobs.copy()
+  x[5], x[1010:] = np.nan, 1e30
+  valid, weights = np.arange(1024) < 1000, np.where(np.arange(1024) < 40, 0, 2).astype("f4")
+  options = {"rounds": 3, "capacity": 16, "weights": weights, "valid": valid}
+  want = kmeans.parallel(key, x, 12, **options)
+  for devices in (2, 8):
+    assert_bitwise(sharded(kmeans.parallel, devices)(key, x, 12, **options), want)
+  rows = (np.asarray(want)[:, None] == x[None]).all(2)
+  assert (rows[:, (weights > 0) & valid].sum(1) == 1).all()
+  assert len(np.unique(want, axis=0)) == 12
+
+
+def test_parallel_seeds_of_few_rows(key, rng):
+  distinct = rng.standard_normal((5, 4)).astype("f4")
+  x = np.repeat(distinct, [1, 7, 20, 30, 42], axis=0)
+  assert len(np.unique(kmeans.parallel(key, x, 9), axis=0)) == 5
+  assert len(np.unique(kmeans.parallel(key, distinct, 5), axis=0)) == 5
+  assert np.isnan(kmeans.parallel(key, np.full((8, 2), np.nan, "f4"), 3)).all()
+  for options in ({"rounds": 0}, {"capacity": 101}, {"rounds": 1, "capacity": 3}):
+    with pytest.raises(ValueError, match="capacity"):
+      kmeans.parallel(key, x, 9, **options)
+
+
 def test_passes_over_pieces_are_one_iteration(blobs):
   centers = blobs[:12]
   parts = []
