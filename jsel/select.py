@@ -12,22 +12,25 @@ import io
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import pyarrow.parquet as pq
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jsel
-from jsel.selection import asked, plan
+from jsel.selection import asked, picture, plan, rows
 from jsel.selection.answers import Answers, check_same
+from jsel.selection.balance import balance
 from jsel.selection.config import HARMLESS
 from jsel.selection.display import Display
 from jsel.selection.pool import open_pool
 from jsel.selection.run import select
 from jsel.selection.subset import subset_table
-from jsel.selection.walk import Stopped
+from jsel.selection.walk import Stopped, Walks, take
 from jsel.training import outputs
 from jsel.training.stopping import StopSignals
 
@@ -37,7 +40,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the subset is put.")
 
 def select_subset(config: ConfigDict, workdir: str) -> int:
   """The whole job, or the rest of it; returns the exit code."""
-  began = time.perf_counter()
+  seconds, lap = stopwatch()
   path = outputs.check_workdir(workdir)
   if not config.pool:
     raise ValueError("--config.pool is missing: files of embeddings to choose from")
@@ -58,10 +61,12 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     return 0
   answers = Answers(path / "progress", about, save_seconds=config.save_seconds, warn=warn)
   answers.open(harmless=HARMLESS, overwrite=config.overwrite)
+  rows.check_kind(config.write_rows)
 
   # ---- Selection --------------------------------------------------------------------------------
 
   pool = open_pool(config.pool, config.columns.to_dict(), key="pool")
+  lap("opening")
   method = config.method.name
   estimates: list[plan.Plan] = []
 
@@ -91,6 +96,8 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     finally:
       display.close()
 
+  lap("selecting")
+
   # ---- What is left behind ----------------------------------------------------------------------
 
   (path / "summary.json").unlink(missing_ok=True)
@@ -100,6 +107,16 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   buffer = io.BytesIO()
   pq.write_table(subset_table(pool, subset), buffer)
   outputs.put(path / "subset.parquet", buffer.getvalue())
+  if config.write_rows:
+    note(f"the rows are in {rows.write_rows(path, pool, subset.index, config.write_rows)}")
+  lap("writing")
+  counts = balance(pool, subset.index)
+  if config.picture:
+    sample, picks = picture.rows_to_draw(pool, subset, config.seed)
+    x = take(Walks(pool, report=display), np.concatenate([sample, subset.index[picks]]))
+    drawing = picture.Drawing(sample, picks, x)
+    picture.draw(path / "subset.png", pool, subset, drawing, title=method, balance=counts)
+    lap("drawing")
   summary: dict[str, Any] = {
     "method": method,
     "rows": len(subset.index),
@@ -107,9 +124,11 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "budget": config.budget,
     "budget_unit": config.budget_unit,
     "seed": config.seed,
+    "balance": counts,
     "walks": display.walks,
     "walk_seconds": display.seconds,
-    "wall_seconds": time.perf_counter() - began,
+    "stage_seconds": seconds,
+    "wall_seconds": sum(seconds.values()),
     "peak_resident_bytes": plan.peak_resident_bytes(),
     "estimate": estimates[0]._asdict(),
   }
@@ -117,6 +136,19 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   answers.remove()
   note(f"{len(subset.index):,} rows in {path / 'subset.parquet'}")
   return 0
+
+
+def stopwatch() -> tuple[dict[str, float], Callable[[str], None]]:
+  """Seconds of stages by name, and what is called at the end of each."""
+  seconds: dict[str, float] = {}
+  at = time.perf_counter()
+
+  def lap(name: str) -> None:
+    nonlocal at
+    before, at = at, time.perf_counter()
+    seconds[name] = at - before
+
+  return seconds, lap
 
 
 def note(text: str) -> None:

@@ -16,6 +16,8 @@ from jsel.training.amounts import clock, readable
 
 BLOCKS = 5  # in memory at a time: read ahead, worked on, masked, on the devices, in transit
 COLUMNS = 256  # of the product by which its rate is measured
+PROGRAMS = 2**28  # bytes that compiling takes
+COMPILING = 2.0  # seconds a walk
 
 
 class Plan(NamedTuple):
@@ -50,7 +52,7 @@ def make_plan(pool: Pool, cost: Cost) -> Plan:
   product_rate = measured_products(block)
   walks = cost.passes + 1
   read_bytes = walks * 4.0 * pool.size * pool.width
-  held = BLOCKS * 4.0 * rows * pool.width + cost.held_bytes + 3.0 * pool.size
+  held = BLOCKS * 4.0 * rows * pool.width + cost.held_bytes + 3.0 * pool.size + PROGRAMS
   return Plan(
     rows=pool.size,
     width=pool.width,
@@ -60,17 +62,17 @@ def make_plan(pool: Pool, cost: Cost) -> Plan:
     read_bytes=read_bytes,
     flops=cost.flops,
     peak_bytes=peak_resident_bytes() + held,
-    seconds=read_bytes / read_rate + cost.flops / product_rate,
+    seconds=read_bytes / read_rate + cost.flops / product_rate + COMPILING * walks,
     read_rate=read_rate,
     product_rate=product_rate,
   )
 
 
 def measured_products(block: np.ndarray) -> float:
-  """Floating point operations a second of a product with ``block``, of float32 grade."""
+  """Operations a second of a product with ``block`` whose largest are found, as methods do."""
   other = jnp.ones((block.shape[1], COLUMNS), jnp.float32)
-  # Summed, that no result as large as the block is moved.
-  product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST).sum())
+  highest = jax.lax.Precision.HIGHEST
+  product = jax.jit(lambda x, y: jnp.argmax(jnp.matmul(x, y, precision=highest), axis=1))
   x = jnp.asarray(block)
   jax.block_until_ready(product(x, other))
   seconds = []

@@ -73,7 +73,7 @@ def within_limits(ranking: Ranking, count: int, limits: Limits, must: np.ndarray
   unforced = keep(ranking, limits, held, count)
   assert unforced is not None
   taken_by = np.where(unforced, "method", "floor")
-  taken_by[: must.size] = "must_include"
+  taken_by = np.where(np.arange(len(kept)) < must.size, "must_include", taken_by)
   return _subset(ranking, at, taken_by[at])
 
 

@@ -110,7 +110,7 @@ class Walker:
 
   def __call__(self, request: Pass | Take) -> Any:
     """The answer of a request (`jsel.selectors.parts`)."""
-    return self._take(request.index) if isinstance(request, Take) else self._pass(request)
+    return take(self._walks, request.index) if isinstance(request, Take) else self._pass(request)
 
   def _pass(self, request: Pass) -> tuple[Any, dict[str, np.ndarray]]:
     split, same = sharding.rows_sharding(self._mesh), NamedSharding(self._mesh, P())
@@ -138,18 +138,6 @@ class Walker:
 
     return self._walks(request.name, request.state, {}, step)
 
-  def _take(self, index: np.ndarray) -> np.ndarray:
-    order = np.argsort(index, kind="stable")
-    wanted = index[order]
-
-    def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
-      first, last = np.searchsorted(wanted, [start, start + len(x)])
-      found["taken"][order[first:last]] = x[wanted[first:last] - start]
-      return state
-
-    taken = np.zeros((len(index), self._walks.pool.width), np.float32)
-    return self._walks("reading rows", (), {"taken": taken}, step)[1]["taken"]
-
   def _step(self, update: Callable[..., Any]) -> Any:
     if update not in self._steps:
       rows = P(sharding.row_axes(self._mesh))
@@ -162,6 +150,20 @@ class Walker:
         )
       )
     return self._steps[update]
+
+
+def take(walks: Walks, index: np.ndarray) -> np.ndarray:
+  """The rows ``index`` of the pool, in any order, float32 ``[m, d]``."""
+  order = np.argsort(index, kind="stable")
+  wanted = index[order]
+
+  def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
+    first, last = np.searchsorted(wanted, [start, start + len(x)])
+    found["taken"][order[first:last]] = x[wanted[first:last] - start]
+    return state
+
+  taken = np.zeros((len(index), walks.pool.width), np.float32)
+  return walks("reading rows", (), {"taken": taken}, step)[1]["taken"]
 
 
 def block_rows(size: int, width: int) -> int:
