@@ -85,6 +85,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
         method,
         config.budget,
         report=display,
+        warn=warn,
         stop=stop.asked,
         answers=answers,
         approve=approve,

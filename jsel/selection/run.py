@@ -34,6 +34,7 @@ def select(
   on_nonfinite: str = "raise",
   seed: int = 0,
   report: Callable[[str, int, int], Any] = lambda *_: None,
+  warn: Callable[[str], Any] = lambda _: None,
   stop: Callable[[], bool] = lambda: False,
   answers: Answers | None = None,
   approve: Callable[[plan.Plan], Any] | None = None,
@@ -59,6 +60,7 @@ def select(
     on_nonfinite: "raise" where a row has a NaN or an infinity, or "drop" it.
     seed: of what is random.
     report: told the walk, its rows so far and in all.
+    warn: told what is not as it might be expected.
     stop: asked between blocks whether to end with `jsel.selection.walk.Stopped`.
     answers: where walks are kept for a later call with the same arguments.
     approve: is shown what the ranking will take before it is begun, and may raise.
@@ -106,7 +108,14 @@ def select(
 
   walks = Walks(pool, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)
-  eligible = checked.finite if exclude is None else checked.finite & ~exclude
+  if not checked.finite.all():
+    warn(f"{(~checked.finite).sum():,} rows hold a NaN or an infinity: they are dropped")
+  if sets and checked.zero.any():
+    first = np.flatnonzero(checked.zero)[0]
+    warn(
+      f"{checked.zero.sum():,} rows are all zeros, the first is row {first}: no query finds them"
+    )
+  eligible = checked.finite.copy() if exclude is None else checked.finite & ~exclude
   eligible[excluded] = False
   lost = must[~eligible[must]]
   if lost.size:
@@ -145,8 +154,10 @@ def select(
       request = requests.send(min(asked, int(eligible.sum())))
     except StopIteration:
       raise ValueError(
-        f"method {method} ranks {len(request.index)} rows, too few for a budget of {budget} {unit}:"
-        f" lower it, or give the {checked.zero.sum()} rows that are all zeros a direction"
+        f"method {method} ranks {len(request.index)} rows, too few for a budget of {budget:g}"
+        f" {unit}: the others have no direction, being all zeros ({checked.zero.sum()} rows) or, to"
+        " a method that centres, equal to the mean. Lower the budget, or take a method without"
+        " queries"
       ) from None
 
 
