@@ -32,6 +32,7 @@ SLOW: dict[str, list[str]] = {
   "select_big": [],
   "subset_accuracy": [],
   "sensitivity_error": [],
+  "subset_transfer": [],
   "aot": [],
 }
 

@@ -3,7 +3,7 @@
     python -m benchmarks.subset_accuracy
     python -m benchmarks.subset_accuracy --methods=kmq,random
 
-The pool is WordNet's noun glosses as all-MiniLM-L6-v2 embeds them, kept in --cache. Every method takes
+The pool is WordNet's noun glosses as all-MiniLM-L6-v2 embeds them (kept in --cache). Methods take
 1 %, 3.5 % and 10 % of its rows, or of its tokens, for each of 5 seeds; a softmax head is trained on
 them. Its hyperparameters are those of the best validation accuracy on random 3.5 %, the same for
 all; what is reported is the test accuracy after the last step, which chooses nothing. A seed is one
