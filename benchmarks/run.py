@@ -33,6 +33,8 @@ SLOW: dict[str, list[str]] = {
   "subset_accuracy": [],
   "sensitivity_error": [],
   "subset_transfer": [],
+  "subset_overlap": [],
+  "subset_clusters": [],
   "aot": [],
 }
 
