@@ -1,8 +1,8 @@
-"""The kernels' part of BENCHMARKS.md, and its picture, from benchmarks/results.
+"""The kernels' and the subsets' parts of BENCHMARKS.md, and a picture, from benchmarks/results.
 
     python -m benchmarks.report
 
-Replaces what stands between the two marks in BENCHMARKS.md, and nothing else.
+Replaces what stands between the marks of each part in BENCHMARKS.md, and nothing else.
 """
 
 import json
@@ -12,10 +12,9 @@ from typing import Any
 from absl import app
 from matplotlib.figure import Figure
 
+from benchmarks import subset_sections
 from benchmarks.kernels.cases import RESULTS, ROOT, table
 from benchmarks.run import KERNELS
-
-BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 
 
 def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -26,21 +25,14 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
   }
 
 
-def machine_of(cases: dict[str, dict[str, Any]]) -> str:
-  """The machines and versions of the cases, in a sentence."""
-  facts = {json.dumps(case["machine"], sort_keys=True): case["machine"] for case in cases.values()}
-  said = []
-  for fact in facts.values():
-    versions = [f"{what} {value}" for what, value in fact.items() if what not in ("cpu", "cores")]
-    said.append(f"{fact['cpu']}, {fact['cores']} cores; {', '.join(versions)}")
-  return ". ".join(said)
-
-
 def text(found: dict[str, dict[str, dict[str, Any]]]) -> str:
   """The tables, each with its command."""
   parts = []
   for name, cases in found.items():
-    parts += [f"`python -m benchmarks.kernels.{name}` ({machine_of(cases)})", table(cases)]
+    parts += [
+      f"`python -m benchmarks.kernels.{name}` ({subset_sections.machines([*cases.values()])})",
+      table(cases),
+    ]
     missed = [
       title
       for title, case in cases.items()
@@ -76,27 +68,37 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: pathlib.Path) -> Non
   figure.savefig(path, dpi=120)
 
 
-def rewritten(page: str, part: str) -> str:
-  """``page`` with ``part`` between the marks.
+def marks(name: str) -> tuple[str, str]:
+  """Where the part ``name`` of the page begins and ends."""
+  return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def rewritten(page: str, name: str, part: str) -> str:
+  """``page`` with ``part`` between the marks of ``name``.
 
   Raises:
     ValueError: if the marks are not there.
   """
-  before, begin, rest = page.partition(BEGIN)
-  _, end, after = rest.partition(END)
+  first, last = marks(name)
+  before, begin, rest = page.partition(first)
+  _, end, after = rest.partition(last)
   if not (begin and end):
-    raise ValueError(f"the page has no {BEGIN} ... {END}: put them where the tables shall stand")
-  return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
+    raise ValueError(f"the page has no {first} ... {last}: put them where the tables shall stand")
+  return f"{before}{first}\n\n{part}\n\n{last}{after}"
 
 
 def main(argv: list[str]) -> None:
   del argv
   found = read(RESULTS)
-  if not found:
-    raise app.UsageError(f"no kernels_*.json in {RESULTS}: python -m benchmarks.run first")
-  plot(found, RESULTS / "kernels.png")
+  if found:
+    plot(found, RESULTS / "kernels.png")
+  parts = {"kernels": text(found), "subsets": subset_sections.text(RESULTS)}
+  if not any(parts.values()):
+    raise app.UsageError(f"no results in {RESULTS}: python -m benchmarks.run first")
   page = ROOT / "BENCHMARKS.md"
-  page.write_text(rewritten(page.read_text(), text(found)))
+  for name, part in parts.items():
+    if part:
+      page.write_text(rewritten(page.read_text(), name, part))
 
 
 if __name__ == "__main__":

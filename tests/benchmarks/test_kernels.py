@@ -42,13 +42,14 @@ def test_the_page_shows_what_was_measured(measured, tmp_path):
   part = report.text(measured)
   for _, title in CASES:
     assert f"| {title} |" in part
-  page = report.rewritten(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", part)
+  begin, end = report.marks("kernels")
+  page = report.rewritten(f"before\n{begin}\nold\n{end}\nafter\n", "kernels", part)
   assert page.startswith("before\n")
   assert page.endswith("\nafter\n")
   assert "old" not in page
-  assert report.rewritten(page, part) == page
+  assert report.rewritten(page, "kernels", part) == page
   with pytest.raises(ValueError, match="put them where the tables shall stand"):
-    report.rewritten("no marks", part)
+    report.rewritten("no marks", "kernels", part)
   report.plot(measured, tmp_path / "kernels.png")
   assert (tmp_path / "kernels.png").stat().st_size > 10_000
 
@@ -96,7 +97,7 @@ def test_turns_alternate_and_end_in_time():
 
 def test_every_script_is_started_by_one_command():
   folder = run.ROOT / "benchmarks"
-  parts = {"glosses", "heads", "machine", "report", "run", "turns", "watch"}
+  parts = {"glosses", "heads", "machine", "report", "run", "subset_sections", "turns", "watch"}
   scripts = {path.stem for path in folder.glob("*.py")} - parts
   started = {name.split()[0] for name in (*run.OTHERS, *run.SLOW)}
   assert started == scripts
