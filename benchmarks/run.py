@@ -35,6 +35,7 @@ SLOW: dict[str, list[str]] = {
   "subset_transfer": [],
   "subset_overlap": [],
   "subset_clusters": [],
+  "subset_speed": [],
   "aot": [],
 }
 

@@ -29,20 +29,12 @@ from benchmarks.glosses import Rows, Split
 from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
-from jsel.selection import select
+from benchmarks.rankings import CONSTANTS, cut, lacks, rankings
 from jsel.selectors.methods import METHODS, make
-from jsel.selectors.parts import Ranking
 
 PATH = RESULTS / "subset_accuracy.json"
 BUDGETS = (0.01, 0.035, 0.1)
 UNITS = ("rows", "tokens")
-GIVEN = ("queries", "score", "length")
-# What differs from the methods' defaults: a center a row makes k-means long.
-CONSTANTS: dict[str, dict[str, Any]] = {
-  "crds_r": {"layers": len(glosses.LAYERS)},
-  "km_closest": {"iterations": 5},
-}
-NOT_NESTED = ("km_closest",)  # beside weighted methods: asked for each budget, not cut
 GRID = [
   Settings(hidden, rate, decay, epochs)
   for hidden, rate, decay, epochs in itertools.product(
@@ -65,52 +57,6 @@ def best_settings(
     tried.append({**settings._asdict(), "validation_accuracy": float(found.mean())})
   best = max(range(len(tried)), key=lambda place: tried[place]["validation_accuracy"])
   return grid[best], tried
-
-
-def lacks(method: str, rows: Rows) -> str:
-  """Which input of ``method`` there is none of, if any."""
-  missing = [need for need in make(method).needs if need not in GIVEN]
-  if method == "crds_r" and rows.layers is None:
-    missing.append("hidden states of several layers")
-  return ", ".join(missing)
-
-
-def rankings(
-  method: str,
-  rows: Rows,
-  parts: Split,
-  losses: np.ndarray,
-  *,
-  seed: int,
-  unit: str,
-  budgets: Sequence[float],
-  constants: dict[str, Any],
-) -> list[tuple[Ranking, float]]:
-  """What ``method`` takes of the pool for each budget, and the seconds of the call behind it."""
-  x = rows.layers if method == "crds_r" else rows.x
-  assert x is not None
-  length = rows.length[parts.pool].astype(np.int64)
-  score = losses if method.startswith("sensitivity") else -losses
-  picks = x[glosses.queries(rows, parts, seed)]
-  pool = x[parts.pool]
-
-  def call(budget: float, unit: str) -> tuple[Ranking, float]:
-    begun = time.perf_counter()
-    columns = {"length": length, "score": score}
-    found = select(
-      pool, method, budget, unit=unit, queries=picks, columns=columns, seed=seed, **constants
-    )
-    return found, time.perf_counter() - begun
-
-  amount = length if unit == "tokens" else np.ones_like(length)
-  wanted = [round(budget * int(amount.sum())) for budget in budgets]
-  if method in NOT_NESTED or make(method).weighted:
-    return [call(one, unit) for one in wanted]
-  found, seconds = call(wanted[-1], unit)
-  total = np.cumsum(amount[found.index])
-  counts = [int(np.searchsorted(total, one, side="right")) for one in wanted]
-  cut = lambda m: Ranking(*(None if column is None else column[:m] for column in found))
-  return [(cut(count), seconds) for count in counts]
 
 
 def neighbours_accuracy(rows: Rows, subset: np.ndarray, asked: np.ndarray) -> float:
@@ -159,23 +105,21 @@ def runs_of(
   losses: np.ndarray,
   settings: Settings,
   *,
-  unit: str,
+  units: Sequence[str],
   budgets: Sequence[float],
   seeds: int,
   constants: dict[str, Any],
 ) -> list[dict[str, Any]]:
-  """A result for each budget."""
+  """A result for each unit and budget."""
   of = [
-    rankings(
-      method, rows, parts, losses, seed=seed, unit=unit, budgets=budgets, constants=constants
-    )
+    rankings(method, rows, parts, losses, seed=seed, budgets=budgets, constants=constants)
     for seed in range(seeds)
   ]
   results = []
-  for place, budget in enumerate(budgets):
-    found = [one[place][0] for one in of]
+  for unit, (place, budget) in itertools.product(units, enumerate(budgets)):
+    found = [cut(one[place].ranking, rows.length[parts.pool], unit, budget) for one in of]
     subsets = [parts.pool[one.index] for one in found]
-    weights = None if found[0].weight is None else [one.weight for one in found]
+    weights = None if found[0].weight is None else [np.asarray(one.weight) for one in found]
     results.append(
       {
         **{"method": method, "unit": unit, "budget": budget, "constants": constants},
@@ -185,7 +129,7 @@ def runs_of(
         "neighbours_accuracy": [
           neighbours_accuracy(rows, subset, parts.validation) for subset in subsets
         ],
-        "select_seconds": float(np.median([one[place][1] for one in of])),
+        "select_seconds": float(np.median([one[place].seconds for one in of])),
         **trained(rows, parts, subsets, settings, weights=weights),
       }
     )
@@ -286,16 +230,16 @@ def main(argv: list[str]) -> None:
     if method == "bars":
       keep(bars(rows, parts, settings, BUDGETS, given.seeds))
       continue
-    missing = lacks(method, rows)
-    for unit in UNITS:
-      if not missing and unit == "tokens" and make(method).weighted:
-        missing = "weights hold for a number of rows, not of tokens"
-      if missing:
-        result["not_run"][f"{method}, {unit}"] = missing
-        continue
-      arguments = {"unit": unit, "budgets": BUDGETS, "seeds": given.seeds}
-      constants = CONSTANTS.get(method, {})
-      keep(runs_of(method, rows, parts, losses, settings, **arguments, constants=constants))
+    missing, units = lacks(method, rows), list(UNITS)
+    if missing:
+      result["not_run"][method] = missing
+      continue
+    if make(method).weighted:
+      units.remove("tokens")
+      result["not_run"][f"{method} of tokens"] = "weights hold for a number of rows"
+    arguments = {"units": units, "budgets": BUDGETS, "seeds": given.seeds}
+    constants = CONSTANTS.get(method, {})
+    keep(runs_of(method, rows, parts, losses, settings, **arguments, constants=constants))
   print(table(result["runs"]), agreement(result["runs"]), sep="\n\n")
 
 

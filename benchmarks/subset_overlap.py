@@ -25,7 +25,7 @@ from benchmarks.glosses import Rows, Split
 from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
-from benchmarks.subset_accuracy import CONSTANTS, lacks, rankings
+from benchmarks.rankings import CONSTANTS, cut, lacks, rankings
 from jsel.selection import select
 from jsel.selectors.methods import METHODS, make
 
@@ -51,11 +51,12 @@ def subsets(
   found = {}
   for method in methods:
     constants = CONSTANTS.get(method, {})
-    options = {"unit": "rows", "budgets": (BUDGET,), "constants": constants}
-    found[method] = [
-      rankings(method, rows, parts, losses, seed=seed, **options)[0][0].index
-      for seed in range(seeds)
+    options = {"budgets": (BUDGET,), "constants": constants}
+    length = rows.length[parts.pool]
+    ranked = [
+      rankings(method, rows, parts, losses, seed=seed, **options)[0] for seed in range(seeds)
     ]
+    found[method] = [cut(one.ranking, length, "rows", BUDGET).index for one in ranked]
   return found
 
 

@@ -7,6 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks import glosses, heads, subset_accuracy
 from benchmarks.heads import Settings
+from benchmarks.rankings import cut, lacks, rankings
 from jsel.selection import select
 
 SETTINGS = Settings(rate=1e-2, epochs=20, batch=32)
@@ -84,14 +85,15 @@ def test_settings_are_chosen_on_the_validation_rows(rows, parts):
 
 
 @pytest.mark.parametrize("unit", subset_accuracy.UNITS)
-@pytest.mark.parametrize("method", ["rds", "longest", "kmq"])
-def test_small_budgets_are_those_of_a_call_of_their_own(rows, parts, losses, method, unit):
+@pytest.mark.parametrize("method", ["rds", "longest", "kmq", "km_closest"])
+def test_what_is_cut_is_a_call_of_its_own(rows, parts, losses, method, unit):
   constants = {"clusters": 16} if method == "kmq" else {}
-  found = subset_accuracy.rankings(
-    method, rows, parts, losses, seed=1, unit=unit, budgets=(0.02, 0.1), constants=constants
-  )
+  found = rankings(method, rows, parts, losses, seed=1, budgets=(0.02, 0.1), constants=constants)
   length = rows.length[parts.pool]
+  small = cut(found[0].ranking, length, unit, 0.02)
   wanted = round(0.02 * (length.sum() if unit == "tokens" else len(length)))
+  if method == "km_closest":
+    constants = {"clusters": round(0.02 * len(length))}
   alone = select(
     rows.x[parts.pool],
     method,
@@ -102,9 +104,21 @@ def test_small_budgets_are_those_of_a_call_of_their_own(rows, parts, losses, met
     seed=1,
     **constants,
   )
-  assert found[0][0].index.tolist() == alone.index.tolist()
+  assert small.index.tolist() == alone.index.tolist()
   if unit == "tokens":
     assert wanted - length.max() < length[alone.index].sum() <= wanted
+
+
+def test_weights_are_those_of_the_number_of_rows(rows, parts, losses):
+  constants = {"clusters": 16}
+  found = rankings(
+    "sensitivity", rows, parts, losses, seed=0, budgets=(0.02, 0.1), constants=constants
+  )
+  for ranked, budget in zip(found, (0.02, 0.1), strict=True):
+    assert len(ranked.ranking.index) == round(budget * len(parts.pool))
+    assert ranked.ranking.weight.sum() == pytest.approx(len(parts.pool), rel=0.5)
+  with pytest.raises(ValueError, match="not of tokens"):
+    cut(found[0].ranking, rows.length[parts.pool], "tokens", 0.02)
 
 
 def test_what_nearest_neighbours_are_right_on(rows, parts):
@@ -118,12 +132,12 @@ def test_what_nearest_neighbours_are_right_on(rows, parts):
 
 
 def test_methods_and_bars_are_compared(rows, parts, losses):
-  assert subset_accuracy.lacks("crds_r", rows) == "hidden states of several layers"
-  assert subset_accuracy.lacks("rds", rows) == ""
+  assert lacks("crds_r", rows) == "hidden states of several layers"
+  assert lacks("rds", rows) == ""
   runs = subset_accuracy.bars(rows, parts, SETTINGS, (0.1,), seeds=2)
   for method in ("random", "rds", "sensitivity"):
     constants = {"clusters": 16} if method == "sensitivity" else {}
-    arguments = {"unit": "rows", "budgets": (0.02, 0.1), "seeds": 2, "constants": constants}
+    arguments = {"units": ("rows",), "budgets": (0.02, 0.1), "seeds": 2, "constants": constants}
     runs += subset_accuracy.runs_of(method, rows, parts, losses, SETTINGS, **arguments)
   of = {(run["method"], run["budget"]): np.mean(run["test_accuracy"]) for run in runs}
   assert of["full", 1.0] > of["random", 0.1] > of["random", 0.02] > 0.3
