@@ -33,7 +33,7 @@ def gguf_tokenizer(path: str | Path) -> Any:
       f"{path} has a tokenizer of kind {kind!r}, only gpt2 (pairs of bytes) is known: give the"
       " model's tokenizer.json"
     )
-  tokens, merges = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.merges"]
+  tokens, merges = file["tokenizer.ggml.tokens"], file.get("tokenizer.ggml.merges", [])
   vocabulary = {token: number for number, token in enumerate(tokens)}
   pairs = [tuple(merge.split(" ", 1)) for merge in merges]
   # Llama 3 takes a piece that is in the vocabulary as it is, without joining it.

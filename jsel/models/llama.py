@@ -106,6 +106,7 @@ class Llama(nnx.Module):
     rngs: of the initial parameters.
     dtype: "float32" or "bfloat16" products; sums, normalisations and results are float32.
     remat: whether a backward pass works layers out anew, for memory of one layer instead of all.
+    frozen: layers, from the first on, that gradients do not go back into, nor into the words.
 
   Raises:
     ValueError: if the sizes do not go together.
@@ -122,7 +123,13 @@ class Llama(nnx.Module):
   """
 
   def __init__(
-    self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: str = "float32", remat: bool = False
+    self,
+    config: LlamaConfig,
+    *,
+    rngs: nnx.Rngs,
+    dtype: str = "float32",
+    remat: bool = False,
+    frozen: int = 0,
   ):
     if config.heads % config.groups:
       raise ValueError(f"{config.heads} heads of queries do not divide into {config.groups} groups")
@@ -131,7 +138,9 @@ class Llama(nnx.Module):
         f"heads of {config.head_width} columns turn by half as many frequencies, got"
         f" {len(config.frequencies)}"
       )
-    self.config, self.remat = config, remat
+    if not 0 <= frozen <= config.layers:
+      raise ValueError(f"frozen={frozen} of {config.layers} layers: freeze 0 to all of them")
+    self.config, self.remat, self.frozen = config, remat, frozen
     self.dtype = compute_dtype(dtype)
     shape = (config.vocabulary, config.width)
     self.words = nnx.Param(scaled_normal(rngs.params(), shape, fan="out", gain=1.0))
@@ -164,13 +173,10 @@ class Llama(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Of the next token, ``[..., vocabulary]`` float32, from the last layer's states."""
-    head = self.words if self.head is None else self.head
+    head = self._words() if self.head is None else self.head[...]
     axes = (((hidden.ndim - 1,), (1,)), ((), ()))
     return lax.dot_general(
-      hidden.astype(self.dtype),
-      head[...].astype(self.dtype),
-      axes,
-      preferred_element_type=jnp.float32,
+      hidden.astype(self.dtype), head.astype(self.dtype), axes, preferred_element_type=jnp.float32
     )
 
   def read(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
@@ -227,8 +233,11 @@ class Llama(nnx.Module):
       return x, own if cached else None
 
     past = [(cache.keys, cache.values) for cache in caches]
-    x = self.words[...][tokens]
-    return through(self.blocks, x, layers, step, past, remat=self.remat)
+    x = self._words()[tokens]
+    return through(self.blocks, x, layers, step, past, remat=self.remat, frozen=self.frozen)
+
+  def _words(self) -> jax.Array:
+    return lax.stop_gradient(self.words[...]) if self.frozen else self.words[...]
 
 
 def counted(mask: jax.Array) -> jax.Array:

@@ -30,14 +30,16 @@ PARTS = {
 Read = Callable[..., np.ndarray]  # (layer, part, kind, *shape), kind "weight" or "bias"
 
 
-def load_llama(path: str | Path, *, dtype: str = "float32", remat: bool = False) -> Llama:
+def load_llama(
+  path: str | Path, *, dtype: str = "float32", remat: bool = False, frozen: int = 0
+) -> Llama:
   """The decoder in ``path``.
 
   Args:
     path: a folder with config.json and model.safetensors, whole or in parts, of a model of one of
       `MODEL_TYPES`; or a GGUF file of one, which is dequantised.
     dtype: "float32" or "bfloat16", of the products.
-    remat: of `Llama`.
+    remat, frozen: of `Llama`.
 
   Raises:
     ValueError: if a file is missing or broken, or the model is of another kind.
@@ -50,7 +52,8 @@ def load_llama(path: str | Path, *, dtype: str = "float32", remat: bool = False)
   else:
     config = folder_config(path)
     named = dict(from_folder(Tensors(path), config))
-  return filled(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat), named)
+  options = {"dtype": dtype, "remat": remat, "frozen": frozen}
+  return filled(lambda: Llama(config, rngs=nnx.Rngs(0), **options), named)
 
 
 def folder_config(folder: Path) -> LlamaConfig:

@@ -118,6 +118,7 @@ def through(
   per_layer: Any = None,
   *,
   remat: bool = False,
+  frozen: int = 0,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Takes ``x`` through stacked layers in a scan, so that one layer is compiled and not all.
 
@@ -129,6 +130,7 @@ def through(
     per_layer: arrays with the layers as first axis, whose items ``step`` is given.
     remat: whether a backward pass works out anew what happens inside a layer, and keeps what enters
       it alone.
+    frozen: layers, from the first on, that gradients do not go back into.
 
   Returns:
     ``x`` after the last layer, the kept states ``[len(layers), b, l, d]``, and the items stacked.
@@ -150,5 +152,12 @@ def through(
 
   kept = put(kept, x, table[0])
   body = jax.checkpoint(body, prevent_cse=False) if remat else body
-  (x, kept), items = lax.scan(body, (x, kept), (stack, table[1:], per_layer))
-  return x, kept, items
+  inputs = (stack, table[1:], per_layer)
+  if not frozen:
+    (x, kept), items = lax.scan(body, (x, kept), inputs)
+    return x, kept, items
+  # Two scans: the backward pass of one alone would go through all of its layers.
+  part = lambda *ends: jax.tree.map(lambda leaf: leaf[slice(*ends)], inputs)
+  below, first = lax.scan(body, (x, kept), part(0, frozen))
+  (x, kept), then = lax.scan(body, lax.stop_gradient(below), part(frozen, count))
+  return x, kept, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, then)

@@ -81,6 +81,29 @@ def test_gradients_are_the_same_with_layers_worked_out_anew(tmp_path, rng):
   jax.tree.map(close, kept, anew)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_do_not_go_back_into_frozen_layers_nor_words(tmp_path, rng, tied):
+  tensors = decoders.random_tensors(rng, tied=tied)
+  folder = decoders.write_folder(tmp_path / "m", tensors)
+  tokens, mask = map(jnp.asarray, decoders.padded(TEXTS, 9))
+
+  def gradient(frozen):
+    graph, state = nnx.split(load_llama(folder, frozen=frozen))
+    loss = lambda state: token_loss(nnx.merge(graph, state), tokens, mask).sum()
+    return jax.jit(jax.value_and_grad(loss))(state)
+
+  loss, whole = gradient(0)
+  same, part = gradient(2)
+  np.testing.assert_allclose(same, loss, rtol=1e-6)
+  assert not part.words[...].any()
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  for above, all_of_it in zip(*map(jax.tree.leaves, (part.blocks, whole.blocks)), strict=True):
+    assert not above[:2].any()
+    close(above[2:], all_of_it[2:])
+  if not tied:
+    close(part.head[...], whole.head[...])
+
+
 def test_bfloat16_products_are_close_and_states_float32(tmp_path, rng):
   folder = decoders.write_folder(tmp_path / "m", decoders.random_tensors(rng))
   exact, rounded = (
