@@ -27,6 +27,7 @@ from jsel.training.fit import fit_selector
 from jsel.training.memory import check_fits, plan_memory
 from jsel.training.metrics import MetricsWriter, Progress
 from jsel.training.resuming import check_resumable
+from jsel.training.rounds import train_in_rounds
 from jsel.training.runners import make_runner
 from jsel.training.setup import Examples, make_setup, pool_shapes
 from jsel.training.state import Keys, init_state
@@ -316,6 +317,8 @@ def main(argv: list[str]) -> int:
   del argv
   if not WORKDIR.value:
     raise ValueError("--workdir is missing: where the run is to keep everything")
+  if CONFIG.value.get("task") == "rounds":
+    return train_in_rounds(CONFIG.value, WORKDIR.value)
   return train_and_evaluate(CONFIG.value, WORKDIR.value)
 
 
