@@ -24,7 +24,7 @@ from jsel.models.llama_weights import load_llama
 from jsel.selectors.cells import lottery, take_turns
 from jsel.selectors.dac import reweigh
 from jsel.training import checkpoint, outputs
-from jsel.training.config import check_resumable
+from jsel.training.config import HARMLESS
 from jsel.training.finetune import Tuning, make_tuner
 from jsel.training.metrics import MetricsWriter
 from jsel.training.optimizer import make_optimizer
@@ -98,7 +98,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   as_saved = lambda: {"tuning": tuning._asdict(), **jax.tree.map(jnp.asarray, progress._asdict())}
   if done:
     state, saved = checkpoints.restore(done, checkpoint.abstract(as_saved()))
-    check_resumable(saved["config"], resolved)
+    check_resumable(saved["config"], resolved, harmless=HARMLESS)
     if saved["data_sha256"] != sha256:
       raise ValueError(f"the instructions are not those of the run in {path}: choose another")
     tuning, weights = Tuning(**state["tuning"]), np.asarray(saved["weights"])
