@@ -28,6 +28,7 @@ from jsel.training.config import HARMLESS
 from jsel.training.finetune import Tuning, make_tuner
 from jsel.training.metrics import MetricsWriter
 from jsel.training.optimizer import make_optimizer
+from jsel.training.resuming import check_resumable
 from jsel.training.stopping import StopSignals
 
 
