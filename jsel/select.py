@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jsel.selection.pool import Pool, open_pool
+from jsel.selection.pool import Pool
+from jsel.selection.reader import Reader
 from jsel.selection.run import select
 from jsel.selection.walk import Stopped
 from jsel.selectors.parts import Ranking
@@ -38,14 +39,19 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   if not config.pool:
     raise ValueError("--config.pool is missing: files of embeddings to choose from")
   names = config.columns.to_dict()
-  pool = open_pool(config.pool, names, key="pool")
-  print(f"jsel: {pool.size:,} rows of {pool.width} columns", flush=True)
-  queries = None
-  if config.queries:
-    asked = open_pool(config.queries, {"embedding": names["embedding"]}, key="queries")
-    queries = np.concatenate(list(asked.blocks(4096)))
   with StopSignals() as stop:
+    reader = Reader(config, path, stop=stop.asked)
     try:
+      if config.shard:
+        reader.encode_shard({"pool": config.pool, "queries": config.queries})
+        print(f"jsel: shard {config.shard} is encoded; the run without a shard selects")
+        return 0
+      pool = reader.open(config.pool, names, key="pool")
+      print(f"jsel: {pool.size:,} rows of {pool.width} columns", flush=True)
+      queries = None
+      if config.queries:
+        asked = reader.open(config.queries, {"embedding": names["embedding"]}, key="queries")
+        queries = np.concatenate(list(asked.blocks(4096)))
       ranking = select(
         pool,
         config.method.name,
@@ -75,6 +81,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "budget": config.budget,
     "budget_unit": config.budget_unit,
     "seed": config.seed,
+    **reader.facts,
     "wall_seconds": time.perf_counter() - began,
   }
   outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is

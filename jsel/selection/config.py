@@ -18,8 +18,29 @@ def base_config() -> ConfigDict:
   config.columns = ConfigDict()
   for name in ("embedding", "id", "group", "source", "length", "score"):
     config.columns[name] = config_dict.placeholder(str)  # None: of that name, if it is there
+  _texts(config)
   config.method = ConfigDict()
   config.method.name = "rds"
   for name in methods.METHODS:
     config.method[name] = ConfigDict(methods.constants(name))
   return config
+
+
+def _texts(config: ConfigDict) -> None:
+  """Of texts, and of which model embeddings are."""
+  config.model = ""  # of the pool's embeddings, where its files do not say
+  config.queries_model = ""  # likewise
+  config.encoder = ""  # of texts: a name, or the folder of a BERT-type model
+  config.cache_dir = ""  # of their embeddings; "": in the workdir
+  config.shard = ""  # "i/n": encodes that part of the texts, and ends
+  config.encoding = ConfigDict()
+  config.encoding.pooling = "mean"  # or "position_weighted", "last_token"
+  config.encoding.layers = (-1,)  # whose states are pooled, one after another; 0: embeddings
+  config.encoding.max_length = 0  # tokens that are read of a text; 0: what the encoder was made for
+  config.encoding.dtype = "float32"  # or "bfloat16", of products
+  config.encoding.batch_tokens = 4096
+  config.text = ConfigDict()
+  config.text.format = ""  # "text", "alpaca", "messages", "sharegpt"; "": by the first row
+  config.text.column = ""  # of the text or the turns; "": that of the format
+  config.text.span = "both"  # or "prompt", "answer": what is embedded
+  config.text.template = ""  # a Jinja template of a chat; "": a line "role: content" a turn

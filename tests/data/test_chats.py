@@ -127,7 +127,7 @@ def test_turns_that_are_none_are_told(row, message):
   if message is None:
     row, message = (
       {"messages": [], **row},
-      r"messages is of type str, expected a list of role and cont",
+      r"messages is of type str, expected a list of",
     )
     layout = chats.Layout("messages", "messages")
   else:
