@@ -56,7 +56,8 @@ def test_few_pairs_are_missed_between_cells():
   like = np.tril(cosines(DIGITS), -1)
   pairs = np.argwhere(like >= THRESHOLD)
   missed = np.isin(pairs, stay).all(axis=1).sum()
-  assert 0 < missed < 0.15 * len(pairs)
+  # 37 of 1,144 on the machine that this was written on.
+  assert 0 < missed < 0.08 * len(pairs)
   assert (like[found.index, found.matched] + like[found.matched, found.index] >= THRESHOLD).all()
 
 
