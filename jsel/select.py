@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jsel.selection import screen
 from jsel.selection.pool import Pool
 from jsel.selection.reader import Reader
 from jsel.selection.run import select
@@ -43,7 +44,8 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     reader = Reader(config, path, stop=stop.asked)
     try:
       if config.shard:
-        reader.encode_shard({"pool": config.pool, "queries": config.queries})
+        exclude = config.exclude if config.exclude_similarity else ""
+        reader.encode_shard({"pool": config.pool, "queries": config.queries, "exclude": exclude})
         print(f"jsel: shard {config.shard} is encoded; the run without a shard selects")
         return 0
       pool = reader.open(config.pool, names, key="pool")
@@ -52,12 +54,14 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
       if config.queries:
         asked = reader.open(config.queries, {"embedding": names["embedding"]}, key="queries")
         queries = np.concatenate(list(asked.blocks(4096)))
+      searched = screen.search(pool, reader, config, stop=stop.asked)
       ranking = select(
         pool,
         config.method.name,
         config.budget,
         unit=config.budget_unit,
         queries=queries,
+        exclude=searched.mask,
         on_nonfinite=config.on_nonfinite,
         seed=config.seed,
         stop=stop.asked,
@@ -82,6 +86,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "budget_unit": config.budget_unit,
     "seed": config.seed,
     **reader.facts,
+    **screen.write(path, searched),
     "wall_seconds": time.perf_counter() - began,
   }
   outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is

@@ -19,6 +19,7 @@ def base_config() -> ConfigDict:
   for name in ("embedding", "id", "group", "source", "length", "score"):
     config.columns[name] = config_dict.placeholder(str)  # None: of that name, if it is there
   _texts(config)
+  _searches(config)
   config.method = ConfigDict()
   config.method.name = "rds"
   for name in methods.METHODS:
@@ -30,6 +31,7 @@ def _texts(config: ConfigDict) -> None:
   """Of texts, and of which model embeddings are."""
   config.model = ""  # of the pool's embeddings, where its files do not say
   config.queries_model = ""  # likewise
+  config.exclude_model = ""
   config.encoder = ""  # of texts: a name, or the folder of a BERT-type model
   config.cache_dir = ""  # of their embeddings; "": in the workdir
   config.shard = ""  # "i/n": encodes that part of the texts, and ends
@@ -39,8 +41,19 @@ def _texts(config: ConfigDict) -> None:
   config.encoding.max_length = 0  # tokens that are read of a text; 0: what the encoder was made for
   config.encoding.dtype = "float32"  # or "bfloat16", of products
   config.encoding.batch_tokens = 4096
-  config.text = ConfigDict()
-  config.text.format = ""  # "text", "alpaca", "messages", "sharegpt"; "": by the first row
-  config.text.column = ""  # of the text or the turns; "": that of the format
-  config.text.span = "both"  # or "prompt", "answer": what is embedded
+  for name in ("text", "queries_text", "exclude_text"):
+    config[name] = ConfigDict()
+    config[name].format = ""  # "text", "alpaca", "messages", "sharegpt"; "": by the first row
+    config[name].column = ""  # of the text or the turns; "": that of the format
+  config.text.span = "both"  # or "prompt", "answer": what is embedded, of queries too
   config.text.template = ""  # a Jinja template of a chat; "": a line "role: content" a turn
+
+
+def _searches(config: ConfigDict) -> None:
+  """What is looked for in the pool and not chosen from."""
+  config.exclude = ""  # files of an evaluation set, texts or embeddings
+  config.exclude_ngram = 13  # words in a row that are in both; 0: not compared
+  config.exclude_similarity = 0.0  # the least cosine; 0: not compared
+  config.dedup_text = 0.0  # the least Jaccard similarity of word 5-grams; 0: not compared
+  config.dedup = 0.0  # the least cosine; 0: not compared
+  config.dedup_cells = 0  # of k-means, within which rows are compared; 0: the root of the rows

@@ -55,7 +55,7 @@ class Reader:
       ValueError: as `open_pool`, if the model is another than the pool's, or a text is broken.
     """
     paths = files.expand(patterns, remedy=f"correct --config.{key}")
-    flag = "model" if key == "pool" else "queries_model"
+    flag = {"pool": "model", "exclude": "exclude_model"}.get(key, "queries_model")
     texts = self._texts(paths, names)
     if not texts:
       pool = open_pool(patterns, names, key=key)
@@ -64,7 +64,7 @@ class Reader:
       others = [path for path in paths if path not in texts]
       raise ValueError(f"{key} has texts, {texts[0]}, and embeddings, {others[0]}: give one kind")
     else:
-      encoder, parts = self._encode(paths, names, key=key, shard=(0, 1))
+      encoder, parts = self._encode(self._parts(paths, names, key=key), key=key, shard=(0, 1))
       pool, model = self._text_pool(parts, encoder, names, key=key), encoder.name
     models.check_same(self._model, model, key=key)
     if key == "pool":
@@ -83,7 +83,13 @@ class Reader:
       raise ValueError(f"--config.shard={self._config.shard}: there are no texts to encode")
     for key, paths in texts.items():
       if paths:
-        self._encode(paths, {}, key=key, shard=shard)
+        self._encode(self._parts(paths, {}, key=key), key=key, shard=shard)
+
+  def text_parts(self, patterns: str, *, key: str) -> list[TextPart]:
+    """The files ``patterns`` as texts alone, not encoded; none where they have embeddings."""
+    paths = files.expand(patterns, remedy=f"correct --config.{key}")
+    texts = self._texts(paths, {"embedding": self._config.columns.embedding})
+    return self._parts(paths, {}, key=key) if len(texts) == len(paths) else []
 
   def _texts(self, paths: list[str], names: Mapping[str, str | None]) -> list[str]:
     """Those of ``paths`` that hold texts."""
@@ -100,20 +106,30 @@ class Reader:
         texts.append(path)
     return texts
 
+  def _parts(
+    self, paths: list[str], names: Mapping[str, str | None], *, key: str
+  ) -> list[TextPart]:
+    """Files of texts, as the config says that those of ``key`` are."""
+    config = self._config
+    text = {"pool": config.text, "exclude": config.exclude_text}.get(key, config.queries_text)
+    return make_parts(
+      paths,
+      {name: names[name] for name in COLUMNS if name in names},
+      kind=text.format,
+      column=text.column,
+      span=config.text.span,
+      template=config.text.template,
+    )
+
   def _encode(
-    self,
-    paths: list[str],
-    names: Mapping[str, str | None],
-    *,
-    key: str,
-    shard: tuple[int, int],
+    self, parts: list[TextPart], *, key: str, shard: tuple[int, int]
   ) -> tuple[Encoder, list[TextPart]]:
-    """The parts of files of texts, and the encoder that they have been through."""
-    config, text = self._config, self._config.text
+    """The encoder that the texts of ``parts`` have been through, and they themselves."""
+    config = self._config
     if not config.encoder:
       raise ValueError(
-        f"{paths[0]} holds texts: set --config.encoder to {', '.join(PACKAGED)} or the folder of a"
-        " BERT-type model"
+        f"{parts[0].path} holds texts: set --config.encoder to {', '.join(PACKAGED)} or the folder"
+        " of a BERT-type model"
       )
     if files.is_remote(self._cache_dir):
       raise ValueError(
@@ -124,14 +140,6 @@ class Reader:
       options = config.encoding.to_dict()
       options.pop("batch_tokens")
       self._encoder = open_encoder(config.encoder, **options)
-    parts = make_parts(
-      paths,
-      {name: names[name] for name in COLUMNS if name in names},
-      kind=text.format,
-      column=text.column,
-      span=text.span,
-      template=text.template,
-    )
     done = encode(
       itertools.chain.from_iterable(part.scan() for part in parts),
       self._encoder,
