@@ -13,9 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 CACHE = Path("~/.cache/jsel/natural_instructions")
+# pip refuses what the package asks for once it has unpacked it, and unpacked is all it need be.
 INSTALL = (
-  "pip download --no-deps bigbench==1.0.0 && tar xzf bigbench-1.0.0.tar.gz --strip-components=1"
-  " --wildcards '*/natural_instructions/*/task.json'"
+  "mkdir -p bigbench; TMPDIR=$PWD/bigbench pip download --no-deps --no-clean bigbench==1.0.0;"
+  " mv bigbench/pip-download-*/bigbench_*/bigbench/benchmark_tasks/natural_instructions ."
 )
 SUBTASK = re.compile(r"subtask(\d+)_(.+)")
 # What a subtask asks for, by the first of these that its name has; of our own reading, as the
@@ -74,7 +75,7 @@ def read(config: ConfigDict) -> Instructions:
   if not tasks:
     raise ValueError(
       f"Natural Instructions is not in {folder}: get it with `{INSTALL}` and set --config.data.dir"
-      " to the folder natural_instructions that this leaves. Its rows must not be published"
+      " to that. Its rows must not be published"
     )
   found = Instructions([], [], [], np.zeros(0, np.int32), [], [], [], [])
   counts = []

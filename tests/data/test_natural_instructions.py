@@ -62,7 +62,7 @@ def test_what_names_ask_for():
 
 def test_absence_is_told_with_the_command_that_gets_it(tmp_path, monkeypatch):
   monkeypatch.setattr(natural_instructions, "CACHE", tmp_path / "nowhere")
-  message = r"Natural Instructions is not in .*nowhere: get it with `pip download --no-deps bigbenc"
+  message = r"Natural Instructions is not in .*nowhere: get it with `mkdir -p bigbench; TMPDIR="
   with pytest.raises(ValueError, match=message):
     read(ConfigDict({}))
 
