@@ -13,6 +13,7 @@ from jsel.data import chats, files
 from jsel.data.parquet_columns import opened
 
 ROWS = 4096  # of a parquet file, in memory at a time
+LINES = (".jsonl", ".ndjson")
 READ = 1 << 20  # bytes of a jsonl file
 
 
@@ -79,7 +80,7 @@ class TextFile:
       yield where, chat, {meaning: row.get(name) for meaning, name in self.names.items()}
 
   def _rows(self) -> Generator[tuple[str, Mapping[str, Any]]]:
-    if self.path.endswith(".jsonl"):
+    if self.path.endswith(LINES):
       return _json_lines(self.path)
     if self.path.endswith(".parquet"):
       return _parquet_rows(self.path, self._columns)

@@ -13,6 +13,7 @@ from jsel.data.digest import combined, files_sha256
 from jsel.data.embedding_cache import EmbeddingCache
 from jsel.data.encode import encode
 from jsel.data.parquet_columns import opened
+from jsel.data.text_files import LINES
 from jsel.models.encoders import PACKAGED, Encoder, open_encoder
 from jsel.selection import models
 from jsel.selection.pool import COLUMNS, Pool, open_pool
@@ -102,7 +103,7 @@ class Reader:
         known = self._config.encoder or {*chats.COLUMNS.values()} & {*there}
         if column not in there and known:
           texts.append(path)
-      elif path.endswith(".jsonl"):
+      elif path.endswith(LINES):
         texts.append(path)
     return texts
 

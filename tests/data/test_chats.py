@@ -36,14 +36,14 @@ def read(path, **options):
 
 @pytest.mark.parametrize("kind", SAME)
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "parquet"])
 def test_all_formats_say_the_same(tmp_path, kind, given, suffix):
   rows = [SAME[kind]] * 3
   path = tmp_path / f"a.{suffix}"
-  if suffix == "jsonl":
-    write_lines(path, rows)
-  else:
+  if suffix == "parquet":
     pq.write_table(pa.Table.from_pylist(rows), path)
+  else:
+    write_lines(path, rows)
   file = TextFile(str(path), kind=kind if given else "")
   assert file.layout.kind == kind
   assert [chat for _, chat, _ in file.rows()] == [chats.Chat((USER,), (ANSWER,))] * 3
