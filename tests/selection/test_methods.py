@@ -3,20 +3,9 @@
 import numpy as np
 import pytest
 
-from jsel.selection import run, select, walk
+from jsel.selection import select, walk
 from jsel.selectors import cells, sensitivity
 from jsel.selectors.methods import METHODS
-
-
-@pytest.fixture
-def pool(rng):
-  return rng.standard_normal((1500, 36)).astype(np.float32)
-
-
-@pytest.fixture
-def columns(rng):
-  return {"length": rng.integers(1, 100, 1500), "score": rng.random(1500)}
-
 
 OPTIONS = {
   "crds_r": {"layers": 3},
@@ -64,8 +53,7 @@ def test_the_size_of_blocks_changes_no_row(method, pool, columns, monkeypatch):
     pool, method, 0.05, queries=pool[:3] + 0.1, columns=columns, **OPTIONS.get(method, {})
   ).index.tolist()
   whole = of()
-  for module in (walk, run):
-    monkeypatch.setattr(module, "block_rows", lambda *_: 512)
+  monkeypatch.setattr(walk, "block_rows", lambda *_: 512)
   assert of() == whole
 
 
