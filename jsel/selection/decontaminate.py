@@ -72,6 +72,7 @@ def overlapping(
       if shared.any():
         found.append((row, int(owners[place[shared.argmax()]]), float(shared.mean())))
         break
+  report("reading texts", len(eligible), len(eligible))
   return Found.of("ngram", found)
 
 

@@ -81,7 +81,7 @@ def near_duplicates(
     priority = np.empty(pool.size, np.int64)
     priority[order] = np.arange(pool.size)
   found: list[tuple[int, int, float]] = []
-  done = 0
+  done, size = 0, int((label >= 0).sum())
   for rows in _groups(label, k, max(group_bytes // (4 * pool.width), 1)):
     x = _take(pool, rows)
     inside = label[rows]
@@ -90,7 +90,7 @@ def near_duplicates(
       for place, like, cosine in within_cell(x[members], threshold):
         found.append((int(rows[members[place]]), int(rows[members[like]]), cosine))
     done += len(rows)
-    report("comparing", done, count)
+    report("comparing", done, size)
   return Found.of("duplicate", found)
 
 

@@ -59,6 +59,7 @@ def near_duplicate_texts(
     grams.append(text_grams(text) if eligible[row] else np.zeros(0, np.uint64))
     if row % 1024 == 0:
       report("reading texts", row, len(eligible))
+  report("reading texts", len(eligible), len(eligible))
   order = np.arange(len(grams))
   if score is not None:
     order = np.lexsort((order, -np.nan_to_num(score, nan=-np.inf)))
@@ -66,6 +67,8 @@ def near_duplicate_texts(
   empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
   found = []
   for done, row in enumerate(order.tolist()):
+    if done % 1024 == 0:
+      report("comparing texts", done, len(order))
     if not grams[row].size:
       continue
     sketch = empty.copy()
@@ -79,8 +82,7 @@ def near_duplicate_texts(
       grams[row] = np.zeros(0, np.uint64)
     else:
       lsh.insert(row, sketch, check_duplication=False)
-    if done % 1024 == 0:
-      report("comparing texts", done, len(order))
+  report("comparing texts", len(order), len(order))
   return Found.of("duplicate_text", found)
 
 

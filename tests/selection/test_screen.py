@@ -9,9 +9,12 @@ import pytest
 
 from jsel.selection import found, screen
 from jsel.selection.config import base_config
+from jsel.selection.decontaminate import overlapping, similar
+from jsel.selection.duplicates import near_duplicates
 from jsel.selection.found import Found
 from jsel.selection.pool import ArrayPart, Pool
 from jsel.selection.reader import Reader
+from jsel.selection.text_duplicates import near_duplicate_texts
 from jsel.selection.walk import Stopped
 
 NAMES = dict.fromkeys(("embedding", "id", "group", "source", "length", "score"))
@@ -108,6 +111,23 @@ def test_what_a_search_lacks_is_told(search, pool, tmp_path, changes, message):
 def test_a_search_stops_when_it_is_asked_to(search, pool, tmp_path):
   with pytest.raises(Stopped):
     search(stop=lambda: True, pool=f"{tmp_path}/pool.parquet", dedup=0.9)
+
+
+def test_every_search_tells_that_it_is_done(tmp_path):
+  pytest.importorskip("datasketch", reason="pip install 'jsel[dedup]'")
+  texts, told = ["a b", "c d", "a b"], {}
+  x = np.array([[1, 0], [0, 1], [1, np.nan]], np.float32)
+  options = {
+    "eligible": np.ones(3, bool),
+    "report": lambda name, done, size: told.update({name: (done, size)}),
+  }
+  near_duplicate_texts(texts, 0.8, **options)
+  overlapping(texts, texts, **options)
+  near_duplicates(Pool([ArrayPart(x)]), 0.9, cells=1, **options)
+  similar(Pool([ArrayPart(x)]), x[:1], 0.9, **options)
+  assert told.pop("comparing") == (2, 2)
+  assert set(told.values()) == {(3, 3)}
+  assert len(told) == 4
 
 
 def test_tables_have_row_numbers_where_there_are_no_ids():
