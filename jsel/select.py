@@ -22,12 +22,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jsel
-from jsel.selection import asked, picture, plan, rows
+from jsel.selection import asked, picture, plan, rows, screen
 from jsel.selection.answers import Answers, check_same
 from jsel.selection.balance import balance
 from jsel.selection.config import HARMLESS
 from jsel.selection.display import Display
-from jsel.selection.pool import open_pool
+from jsel.selection.reader import Reader
 from jsel.selection.run import select
 from jsel.selection.subset import subset_table
 from jsel.selection.walk import Stopped, Walks, take
@@ -59,14 +59,14 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     check_same(saved, manifest["data"]["inputs"], about, harmless=HARMLESS)
     note(f"all is done, see {path / 'summary.json'}; --config.overwrite=True does it again")
     return 0
+  if config.shard:
+    return encode_shard(config, path)
   answers = Answers(path / "progress", about, save_seconds=config.save_seconds, warn=warn)
   answers.open(harmless=HARMLESS, overwrite=config.overwrite)
   rows.check_kind(config.write_rows)
 
   # ---- Selection --------------------------------------------------------------------------------
 
-  pool = open_pool(config.pool, config.columns.to_dict(), key="pool")
-  lap("opening")
   method = config.method.name
   estimates: list[plan.Plan] = []
 
@@ -79,17 +79,24 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
 
   display = Display()
   with StopSignals() as stop:
+    reader = Reader(config, path, stop=stop.asked)
     try:
+      pool = reader.open(config.pool, config.columns.to_dict(), key="pool")
+      arguments = asked.arguments(config, reader)
+      lap("opening")
+      searched = screen.search(pool, reader, config, report=display, stop=stop.asked)
+      lap("searching")
       subset = select(
         pool,
         method,
         config.budget,
+        exclude=searched.mask,
         report=display,
         warn=warn,
         stop=stop.asked,
         answers=answers,
         approve=approve,
-        **asked.arguments(config),
+        **arguments,
       )
     except Stopped:
       note(f"stopped and saved in {path / 'progress'}: the same command goes on from there")
@@ -125,6 +132,8 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "budget": config.budget,
     "budget_unit": config.budget_unit,
     "seed": config.seed,
+    **reader.facts,
+    **screen.write(path, searched),
     "balance": counts,
     "walks": display.walks,
     "walk_seconds": display.seconds,
@@ -136,6 +145,22 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is
   answers.remove()
   note(f"{len(subset.index):,} rows in {path / 'subset.parquet'}")
+  return 0
+
+
+def encode_shard(config: ConfigDict, path: Any) -> int:
+  """Encodes a part of the texts of a selection; returns the exit code."""
+  given = {key: config[key] for key in ("pool", "exclude")}
+  given |= {"queries": ",".join(asked.query_files(config.queries).values())}
+  if not config.exclude_similarity:
+    del given["exclude"]
+  with StopSignals() as stop:
+    try:
+      Reader(config, path, stop=stop.asked).encode_shard(given)
+    except Stopped:
+      note("stopped and saved: the same command goes on from there")
+      return stop.exit_code
+  note(f"shard {config.shard} is encoded; the run without a shard selects")
   return 0
 
 

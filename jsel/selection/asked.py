@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from jsel.data import files
 from jsel.data.digest import files_sha256
 from jsel.selection.constraints import read_amounts, read_ids
-from jsel.selection.pool import open_pool
+from jsel.selection.reader import Reader
 
 TASK = re.compile(r"([\w-]+)=(.+)")
-INPUTS = ("pool", "queries", "must_include", "must_exclude")
+INPUTS = ("pool", "queries", "exclude", "must_include", "must_exclude")
 
 
 def query_files(text: str) -> dict[str, str]:
@@ -53,8 +53,12 @@ def input_hashes(config: ConfigDict) -> dict[str, str]:
   return found
 
 
-def arguments(config: ConfigDict) -> dict[str, Any]:
+def arguments(config: ConfigDict, reader: Reader) -> dict[str, Any]:
   """What `jsel.selection.select` is called with beside the pool, the method and the budget.
+
+  Args:
+    config: of the selection.
+    reader: that has opened the pool, and opens the queries.
 
   Raises:
     ValueError: if a file or an option is not as it should be.
@@ -62,7 +66,7 @@ def arguments(config: ConfigDict) -> dict[str, Any]:
   names = {"embedding": config.columns.embedding}
   queries = {}
   for task, patterns in query_files(config.queries).items():
-    asked = open_pool(patterns, names, key="queries")
+    asked = reader.open(patterns, names, key="queries")
     queries[task] = np.concatenate(list(asked.blocks(4096)))
   quotas = read_amounts(config.task_quotas, "task_quotas") if config.task_quotas else None
   if quotas is not None and list(queries) in ([], [""]):

@@ -28,6 +28,8 @@ def base_config() -> ConfigDict:
   config.columns = ConfigDict()
   for name in ("embedding", "id", "group", "source", "length", "score"):
     config.columns[name] = config_dict.placeholder(str)  # None: of that name, if it is there
+  _texts(config)
+  _searches(config)
   config.method = ConfigDict()
   config.method.name = "rds"
   for name in methods.METHODS:
@@ -35,5 +37,37 @@ def base_config() -> ConfigDict:
   return config
 
 
+def _texts(config: ConfigDict) -> None:
+  """Of texts, and of which model embeddings are."""
+  config.model = ""  # of the pool's embeddings, where its files do not say
+  config.queries_model = ""  # likewise
+  config.exclude_model = ""
+  config.encoder = ""  # of texts: a name, or the folder of a BERT-type model
+  config.cache_dir = ""  # of their embeddings; "": in the workdir
+  config.shard = ""  # "i/n": encodes that part of the texts, and ends
+  config.encoding = ConfigDict()
+  config.encoding.pooling = "mean"  # or "position_weighted", "last_token"
+  config.encoding.layers = (-1,)  # whose states are pooled, one after another; 0: embeddings
+  config.encoding.max_length = 0  # tokens that are read of a text; 0: what the encoder was made for
+  config.encoding.dtype = "float32"  # or "bfloat16", of products
+  config.encoding.batch_tokens = 4096
+  for name in ("text", "queries_text", "exclude_text"):
+    config[name] = ConfigDict()
+    config[name].format = ""  # "text", "alpaca", "messages", "sharegpt"; "": by the first row
+    config[name].column = ""  # of the text or the turns; "": that of the format
+  config.text.span = "both"  # or "prompt", "answer": what is embedded, of queries too
+  config.text.template = ""  # a Jinja template of a chat; "": a line "role: content" a turn
+
+
+def _searches(config: ConfigDict) -> None:
+  """What is looked for in the pool and not chosen from."""
+  config.exclude = ""  # files of an evaluation set, texts or embeddings
+  config.exclude_ngram = 13  # words in a row that are in both; 0: not compared
+  config.exclude_similarity = 0.0  # the least cosine; 0: not compared
+  config.dedup_text = 0.0  # the least Jaccard similarity of word 5-grams; 0: not compared
+  config.dedup = 0.0  # the least cosine; 0: not compared
+  config.dedup_cells = 0  # of k-means, within which rows are compared; 0: the root of the rows
+
+
 # What may change between a run and its resumption without changing what comes out.
-HARMLESS = ("overwrite", "slow_minutes", "allow_slow", "save_seconds")
+HARMLESS = ("overwrite", "slow_minutes", "allow_slow", "save_seconds", "cache_dir")
