@@ -171,6 +171,12 @@ def test_a_decoder_encodes_texts_with_the_weights_of_sgpt(tmp_path, rng):
     np.testing.assert_allclose(got[row], pooled / np.linalg.norm(pooled), atol=1e-5)
 
 
+def test_an_encoder_of_another_kind_is_refused_with_those_that_are_known(tmp_path, rng):
+  folder = decoders.write_folder(tmp_path / "m", decoders.random_tensors(rng), "t5")
+  with pytest.raises(ValueError, match=r"is of a 't5' model: only bert, llama, mistral, qwen2, q"):
+    open_encoder(str(folder))
+
+
 SMOL = "SmolLM2-135M-Instruct"
 
 
