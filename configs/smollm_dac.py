@@ -11,11 +11,11 @@ def get_config():
   config.data.rows = 512
   config.data.test_rows = 32
   config.rounds = 3
-  config.budget = 96
+  config.budget = 72
   config.batch_size = 8
   config.max_length = 96
   config.model.trained_layers = 6
   config.method.clusters = 16
-  config.method.new_tokens = 16
+  config.method.new_tokens = 12
   config.optimizer.learning_rate = 1e-4
   return config

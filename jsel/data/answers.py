@@ -204,7 +204,10 @@ def shown(
   """Batches of texts of about one length, with progress and the throughput at the end."""
   begun = time.perf_counter()
   lengths = [*(length for length in LENGTHS if length < most), most]
-  batches = list(bucketed(ids, batch_tokens=batch_tokens, lengths=lengths))
+  # A batch has room for no more rows than there are.
+  longest = next((length for length in lengths if length >= max(map(len, ids), default=0)), most)
+  room = min(batch_tokens, len(ids) * longest)
+  batches = list(bucketed(ids, batch_tokens=room, lengths=lengths))
   console = Console(stderr=True)
   yield from track(batches, doing, console=console, disable=not show)
   seconds = time.perf_counter() - begun

@@ -81,7 +81,7 @@ def open_encoder(
       last tokens alone have seen the text.
     layers: whose pooled states are concatenated, one after another as CRDS-R takes them.
     max_length: tokens of a text; 0: what the model was made for, a decoder's `DECODER_LENGTH`.
-    dtype: "float32" or "bfloat16", of the products.
+    dtype: "float32" or "bfloat16", of the products, and of a decoder's matrices in memory.
 
   Raises:
     ValueError: if it is not there, with the command that installs it, or an option is out of range.
@@ -90,7 +90,7 @@ def open_encoder(
     raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
   path = path_of(name)
   decoder = is_decoder(path)
-  model = (load_llama if decoder else load_bert)(path, dtype=dtype)
+  model = load_llama(path, dtype=dtype, stored=dtype) if decoder else load_bert(path, dtype=dtype)
   how: Pooling = pooling or ("position_weighted" if decoder else "mean")
   longest = model.config.positions
   if not 0 <= max_length <= longest:

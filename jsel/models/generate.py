@@ -51,22 +51,25 @@ def generate(
   empty = jnp.zeros(shape, jnp.float32)
   ends = jnp.asarray(stop, jnp.int32)
 
+  def say(step, done, state, said):
+    token = jnp.argmax(model.logits(state), axis=-1).astype(jnp.int32)
+    done = done | (token[:, None] == ends[None]).any(1)
+    column = lambda rows, new: lax.dynamic_update_slice_in_dim(rows, new[:, None], step, axis=1)
+    kept = jnp.where(done, jnp.zeros_like(token), token)
+    return done, token, Generated(column(said.tokens, kept), column(said.mask, ~done))
+
   def open_texts(carry):
     step, done, *_ = carry
     return (step < count) & ~done.all()
 
   def one_token(carry):
-    step, done, state, said, own = carry
-    token = jnp.argmax(model.logits(state), axis=-1).astype(jnp.int32)
-    done = done | (token[:, None] == ends[None]).any(1)
-    column = lambda rows, new: lax.dynamic_update_slice_in_dim(rows, new[:, None], step, axis=1)
-    kept = jnp.where(done, jnp.zeros_like(token), token)
-    said = Generated(column(said.tokens, kept), column(said.mask, ~done))
-    state, keys, values = model.read_next(token, before + step, [prompt, own])
-    put = lambda cache, new: lax.dynamic_update_slice_in_dim(cache, new, step, axis=2)
+    step, done, token, said, own = carry
+    state, keys, values = model.read_next(token, before + step - 1, [prompt, own])
+    put = lambda cache, new: lax.dynamic_update_slice_in_dim(cache, new, step - 1, axis=2)
     own = Cache(put(own.keys, keys), put(own.values, values), said.mask)
-    return step + 1, done, state, said, own
+    return step + 1, *say(step, done, state, said), own
 
   said = Generated(jnp.zeros((b, count), jnp.int32), jnp.zeros((b, count), bool))
-  begin = (jnp.int32(0), ~mask.any(1), state, said, Cache(empty, empty, said.mask))
+  first = say(jnp.int32(0), ~mask.any(1), state, said)
+  begin = (jnp.int32(1), *first, Cache(empty, empty, said.mask))
   return lax.while_loop(open_texts, one_token, begin)[3]

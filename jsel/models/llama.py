@@ -48,8 +48,8 @@ class RMSNorm(nnx.Module):
 class LlamaBlocks(nnx.Module):
   """All layers: attention and a gated perceptron, each of its normalised input and added to it."""
 
-  def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    linear = functools.partial(Linear, layers=config.layers, dtype=dtype, rngs=rngs)
+  def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, stored: jnp.dtype, rngs: nnx.Rngs):
+    linear = functools.partial(Linear, layers=config.layers, dtype=dtype, stored=stored, rngs=rngs)
     norm = functools.partial(RMSNorm, config.layers, epsilon=config.epsilon)
     inner = config.heads * config.head_width
     all_heads = config.heads + 2 * config.groups
@@ -105,6 +105,7 @@ class Llama(nnx.Module):
     config: its sizes.
     rngs: of the initial parameters.
     dtype: "float32" or "bfloat16" products; sums, normalisations and results are float32.
+    stored: "float32" or "bfloat16", of the matrices and the words in memory.
     remat: whether a backward pass works layers out anew, for memory of one layer instead of all.
     frozen: layers, from the first on, that gradients do not go back into, nor into the words.
 
@@ -128,6 +129,7 @@ class Llama(nnx.Module):
     *,
     rngs: nnx.Rngs,
     dtype: str = "float32",
+    stored: str = "float32",
     remat: bool = False,
     frozen: int = 0,
   ):
@@ -142,12 +144,14 @@ class Llama(nnx.Module):
       raise ValueError(f"frozen={frozen} of {config.layers} layers: freeze 0 to all of them")
     self.config, self.remat, self.frozen = config, remat, frozen
     self.dtype = compute_dtype(dtype)
-    shape = (config.vocabulary, config.width)
-    self.words = nnx.Param(scaled_normal(rngs.params(), shape, fan="out", gain=1.0))
-    self.blocks = LlamaBlocks(config, dtype=self.dtype, rngs=rngs)
+    held = compute_dtype(stored)
+    table = lambda: nnx.Param(
+      scaled_normal(rngs.params(), (config.vocabulary, config.width), held, fan="out", gain=1.0)
+    )
+    self.words = table()
+    self.blocks = LlamaBlocks(config, dtype=self.dtype, stored=held, rngs=rngs)
     self.norm = RMSNorm(config.width, epsilon=config.epsilon)
-    head = None if config.tied else scaled_normal(rngs.params(), shape, fan="out", gain=1.0)
-    self.head = None if head is None else nnx.Param(head)
+    self.head = None if config.tied else table()
 
   def __call__(
     self, tokens: jax.Array, mask: jax.Array, *, layers: Sequence[int] = (-1,)
@@ -233,7 +237,7 @@ class Llama(nnx.Module):
       return x, own if cached else None
 
     past = [(cache.keys, cache.values) for cache in caches]
-    x = self._words()[tokens]
+    x = self._words()[tokens].astype(jnp.float32)
     return through(self.blocks, x, layers, step, past, remat=self.remat, frozen=self.frozen)
 
   def _words(self) -> jax.Array:

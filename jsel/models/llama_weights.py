@@ -10,6 +10,7 @@ from flax import nnx
 
 from jsel.models.gguf_file import GGUFFile
 from jsel.models.llama import Llama, LlamaConfig
+from jsel.models.outputs import compute_dtype
 from jsel.models.weights import Settings, Tensors, filled
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # of config.json, and GGUF's architectures
@@ -31,7 +32,12 @@ Read = Callable[..., np.ndarray]  # (layer, part, kind, *shape), kind "weight" o
 
 
 def load_llama(
-  path: str | Path, *, dtype: str = "float32", remat: bool = False, frozen: int = 0
+  path: str | Path,
+  *,
+  dtype: str = "float32",
+  stored: str = "float32",
+  remat: bool = False,
+  frozen: int = 0,
 ) -> Llama:
   """The decoder in ``path``.
 
@@ -39,20 +45,21 @@ def load_llama(
     path: a folder with config.json and model.safetensors, whole or in parts, of a model of one of
       `MODEL_TYPES`; or a GGUF file of one, which is dequantised.
     dtype: "float32" or "bfloat16", of the products.
-    remat, frozen: of `Llama`.
+    stored, remat, frozen: of `Llama`.
 
   Raises:
     ValueError: if a file is missing or broken, or the model is of another kind.
   """
   path = Path(path).expanduser()
+  held = compute_dtype(stored)
   if path.suffix == ".gguf":
     file = GGUFFile(path)
     config = gguf_config(file)
-    named = dict(from_gguf(file, config))
+    named = dict(from_gguf(file, config, held))
   else:
     config = folder_config(path)
-    named = dict(from_folder(Tensors(path), config))
-  options = {"dtype": dtype, "remat": remat, "frozen": frozen}
+    named = dict(from_folder(Tensors(path), config, held))
+  options = {"dtype": dtype, "stored": stored, "remat": remat, "frozen": frozen}
   return filled(lambda: Llama(config, rngs=nnx.Rngs(0), **options), named)
 
 
@@ -166,26 +173,30 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
   )
 
 
-def from_folder(tensors: Tensors, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
-  """The parameters of a `Llama` by their path, of safetensors."""
+def from_folder(
+  tensors: Tensors, config: LlamaConfig, held: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The parameters of a `Llama` by their path, of safetensors, its matrices in dtype ``held``."""
   table = (config.vocabulary, config.width)
-  yield "words", tensors("model.embed_tokens.weight", *table)
+  yield "words", tensors("model.embed_tokens.weight", *table).astype(held)
   yield "norm.scale", tensors("model.norm.weight", config.width)
   if not config.tied:
-    yield "head", tensors("lm_head.weight", *table)
+    yield "head", tensors("lm_head.weight", *table).astype(held)
   read = lambda layer, part, kind, *shape: tensors(
     f"model.layers.{layer}.{PARTS[part][0]}.{kind}", *shape
   )
-  yield from stacked(read, config)
+  yield from stacked(read, config, held)
 
 
-def from_gguf(file: GGUFFile, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
-  """The parameters of a `Llama` by their path, of a GGUF file."""
+def from_gguf(
+  file: GGUFFile, config: LlamaConfig, held: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The parameters of a `Llama` by their path, of a GGUF file, its matrices in dtype ``held``."""
   table = (config.vocabulary, config.width)
-  yield "words", file("token_embd.weight", *table)
+  yield "words", file("token_embd.weight", *table).astype(held)
   yield "norm.scale", file("output_norm.weight", config.width)
   if not config.tied:
-    yield "head", file("output.weight", *table)
+    yield "head", file("output.weight", *table).astype(held)
   # The two columns of a rotation are side by side in files of Llamas, and not in those of Qwens.
   paired = file["general.architecture"] == "llama"
 
@@ -196,17 +207,20 @@ def from_gguf(file: GGUFFile, config: LlamaConfig) -> Iterator[tuple[str, np.nda
       return pairs.swapaxes(1, 2).reshape(shape)
     return found
 
-  yield from stacked(read, config)
+  yield from stacked(read, config, held)
 
 
-def stacked(read: Read, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
+def stacked(read: Read, config: LlamaConfig, held: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
   """The parameters of all layers, the layers first."""
   width, hidden = config.width, config.hidden
   queries, keys = config.heads * config.head_width, config.groups * config.head_width
   stack = lambda one: np.stack([one(layer) for layer in range(config.layers)])
 
   def kernel(*parts: tuple[str, int], fan_in: int) -> np.ndarray:
-    weight = lambda layer, part, fan_out: read(layer, part, "weight", fan_out, fan_in).T
+    # Narrowed layer by layer, so that float32 of all layers are never there.
+    weight = lambda layer, part, fan_out: read(layer, part, "weight", fan_out, fan_in).T.astype(
+      held
+    )
     return stack(lambda layer: np.concatenate([weight(layer, *part) for part in parts], 1))
 
   scale = lambda part, size: stack(lambda layer: read(layer, part, "weight", size))

@@ -31,11 +31,13 @@ class Linear(nnx.Module):
     dtype: jnp.dtype,
     bias: bool,
     rngs: nnx.Rngs,
+    stored: jnp.dtype = jnp.float32,  # pyrefly: ignore
   ):
     self.dtype = dtype
     # The initialiser takes the layers for a window, whose size would count in the fan.
     gain = float(layers)
-    self.kernel = nnx.Param(scaled_normal(rngs.params(), (layers, fan_in, fan_out), gain=gain))
+    shape = (layers, fan_in, fan_out)
+    self.kernel = nnx.Param(scaled_normal(rngs.params(), shape, stored, gain=gain))
     self.bias = nnx.Param(jnp.zeros((layers, fan_out))) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -117,6 +117,21 @@ def test_bfloat16_products_are_close_and_states_float32(tmp_path, rng):
   assert 0 < length(rounded[0] - exact[0]) < 0.03 * length(exact[0])
 
 
+def test_matrices_stored_in_bfloat16_are_those_rounded(tmp_path, rng):
+  tensors = decoders.random_tensors(rng, "qwen2")
+  folder = decoders.write_folder(tmp_path / "m", tensors, "qwen2")
+  half = lambda x: x.astype(jnp.bfloat16).astype(np.float32) if x.ndim == 2 else x
+  rounded = {name: half(x) for name, x in tensors.items()}
+  model = load_llama(folder, stored="bfloat16")
+  assert model.blocks.narrow.kernel[...].dtype == model.head[...].dtype == jnp.bfloat16
+  assert model.norm.scale[...].dtype == jnp.float32
+  expected = load_llama(decoders.write_folder(tmp_path / "r", rounded, "qwen2"))
+  for a, b in zip(
+    *(forward(m, *decoders.padded(TEXTS, 9)) for m in (model, expected)), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_losses_are_the_same_with_parameters_and_texts_split_over_devices(tmp_path, rng):
   model = load_llama(decoders.write_folder(tmp_path / "m", decoders.random_tensors(rng)))
   tokens, mask = decoders.padded([*TEXTS, *TEXTS, [5], [6, 7]], 9)

@@ -42,16 +42,16 @@ def test_a_gguf_file_gives_the_model_of_the_folder(tmp_path, rng, kind, tied):
   same(load_llama(folder), load_llama(decoders.write_gguf(tmp_path / "m.gguf", tensors, kind)))
 
 
-def test_half_precision_is_widened(tmp_path, rng):
-  tensors = decoders.random_tensors(rng)
-  halves = {name: x.astype(np.float16) for name, x in tensors.items()}
+@pytest.mark.parametrize("kind", [np.float16, jnp.bfloat16])
+def test_half_precision_is_widened(tmp_path, rng, kind):
+  halves = {name: x.astype(kind) for name, x in decoders.random_tensors(rng).items()}
   widened = {name: x.astype(np.float32) for name, x in halves.items()}
   expected = nnx.state(load_llama(decoders.write_folder(tmp_path / "m", widened)))
-  for path in (
-    decoders.write_folder(tmp_path / "h", halves),
-    decoders.write_gguf(tmp_path / "h.gguf", halves),
-  ):
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(load_llama(path)), expected)
+  found = [load_llama(decoders.write_folder(tmp_path / "h", halves))]
+  if kind is np.float16:
+    found.append(load_llama(decoders.write_gguf(tmp_path / "h.gguf", halves)))
+  for model in found:
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), expected)
 
 
 def test_parts_of_a_file_are_read_by_their_index(tmp_path, rng):
@@ -169,6 +169,12 @@ def test_a_decoder_encodes_texts_with_the_weights_of_sgpt(tmp_path, rng):
     weight = np.arange(1, len(ids) + 1)
     pooled = np.concatenate([*(weight[:, None] * states).sum(1) / weight.sum()])
     np.testing.assert_allclose(got[row], pooled / np.linalg.norm(pooled), atol=1e-5)
+
+
+def test_an_encoder_of_another_kind_is_refused_with_those_that_are_known(tmp_path, rng):
+  folder = decoders.write_folder(tmp_path / "m", decoders.random_tensors(rng), "t5")
+  with pytest.raises(ValueError, match=r"is of a 't5' model: only bert, llama, mistral, qwen2, q"):
+    open_encoder(str(folder))
 
 
 SMOL = "SmolLM2-135M-Instruct"

@@ -1,6 +1,9 @@
 """Rounds of picking, fine-tuning and scoring, by a small random model, as train.py runs them."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +177,21 @@ def test_mistakes_are_told(config, tmp_path, section, changes, message):
   (config[section] if section else config).update(changes)
   with pytest.raises(ValueError, match=message):
     train_in_rounds(config, str(tmp_path / "run"))
+
+
+def test_train_py_hands_over_and_says_what_is_wrong(tmp_path):
+  options = ["--config=configs/smollm_dac.py", "--config.budget=25", f"--workdir={tmp_path / 'r'}"]
+  done = subprocess.run(
+    [sys.executable, "train.py", *options],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1] == (
+    "train.py: error: budget=25 rows do not divide into 3 rounds: give a multiple"
+  )
 
 
 def test_broken_lines_are_named(tmp_path):
