@@ -56,7 +56,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     saved, manifest = (
       json.loads((path / f"{name}.json").read_text()) for name in ("config", "manifest")
     )
-    check_same(saved, manifest["data"]["inputs"], about, harmless=HARMLESS)
+    check_same(saved, manifest["data"].get("inputs", {}), about, harmless=HARMLESS)
     note(f"all is done, see {path / 'summary.json'}; --config.overwrite=True does it again")
     return 0
   if config.shard:

@@ -1,6 +1,6 @@
 """A subset of a pool: the call that the command makes, for arrays too."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,9 @@ def select(
       raise ValueError("the pool has no rows: a pool needs at least one")
     pool = Pool([ArrayPart(pool, columns)])
   chosen = methods.make(method, **constants)
+  if queries is not None and "queries" not in chosen.needs:
+    warn(f"method {method} needs no queries: those that are given are not used")
+    queries = task_quotas = None
   sets = _sets(queries)
   length, score = pool.numbers("length"), pool.numbers("score")
   given = {"queries": sets or None, "length": length, "score": score}
@@ -99,12 +102,13 @@ def select(
   axis, everything = sharding.row_axes(mesh), np.ones(pool.size, bool)
   task = Task(pool.size, pool.width, everything, axis, None, score, length)
   sets = {name: x.astype(np.float32) for name, x in sets.items()}
-  if len(sets) == 1:
-    task = task._replace(queries=next(iter(sets.values())))
+  by_task = bool(sets) and "" not in sets
+  if not by_task:
+    task = task._replace(queries=sets.get(""))
   count = checks.rows_wanted(budget, unit, pool.size, length, chosen.weighted)
   if approve:
-    many = tasks.tasks_cost(chosen, task, count, sets) if len(sets) > 1 else None
-    approve(plan.make_plan(pool, many or chosen.cost(task, count)))
+    cost = tasks.tasks_cost(chosen, task, count, sets) if by_task else chosen.cost(task, count)
+    approve(plan.make_plan(pool, cost))
 
   walks = Walks(pool, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)
@@ -120,7 +124,8 @@ def select(
   lost = must[~eligible[must]]
   if lost.size:
     raise ValueError(f"row {lost[0]} is in must_include, but is excluded or not finite: decide")
-  count = checks.rows_wanted(budget, unit, int(eligible.sum()), length, chosen.weighted)
+  rows, left = int(eligible.sum()), None if length is None else length[eligible]
+  count = checks.rows_wanted(budget, unit, rows, left, chosen.weighted)
   task = task._replace(eligible=eligible)
   limits = None
   if caps or floors:
@@ -128,37 +133,60 @@ def select(
   elif must.size > count and unit != "tokens":
     raise ValueError(f"must_include has {must.size} rows, the budget is {count}")
 
+  def fit(ranking: Ranking) -> Subset | None:
+    ranking = constraints.put_first(ranking, must) if must.size else ranking
+    if limits is not None:
+      return subset.within_limits(ranking, count, limits, must)
+    tokens = length[ranking.index] if unit == "tokens" and length is not None else None
+    return subset.within(ranking, count, must.size, tokens=tokens, budget=budget, rows=rows)
+
   key = jax.random.key(seed)
-  walker = Walker(walks, eligible, mesh)
-  if len(sets) > 1:
+  if by_task:
     requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
   else:
     requests = chosen.rank(key, task, count)
-  request, asked = next(requests), count
+  found, ranked = first_fit(requests, Walker(walks, eligible, mesh), fit, count, rows)
+  if found is None:
+    raise ValueError(
+      f"method {method} ranks {ranked} rows, too few for a budget of {budget:g} {unit}: the others"
+      f" have no direction, being all zeros ({checked.zero.sum()} rows) or, to a method that"
+      " centres, equal to the mean. Lower the budget, or take a method without queries"
+    )
+  return found._replace(tasks=tuple(names) if by_task else ())
+
+
+def first_fit(
+  requests: Generator[Any, Any, None],
+  walker: Walker,
+  fit: Callable[[Ranking], Subset | None],
+  count: int,
+  most: int,
+) -> tuple[Subset | None, int]:
+  """What ``fit`` makes of the first ranking that is long enough for it.
+
+  Args:
+    requests: of a method, which was asked for ``count`` rows.
+    walker: that answers them.
+    fit: gives None where it needs a longer ranking.
+    count: rows that were asked for.
+    most: rows that there are to ask for.
+
+  Returns:
+    The subset, None if no ranking was long enough; and the rows that the last one had.
+  """
+  request, ranked = next(requests), 0
   while True:
     if not isinstance(request, Ranking):
       request = requests.send(walker(request))
       continue
-    ranking = constraints.put_first(request, must) if must.size else request
-    if limits is None:
-      tokens = budget if unit == "tokens" else None
-      taken = subset.within(ranking, count, tokens=tokens, length=length, must=must.size)
-    else:
-      taken = subset.within_limits(ranking, count, limits, must)
-    if taken is not None:
-      return taken if taken.task is None else taken._replace(tasks=tuple(names))
-    asked *= 2
+    found, ranked = fit(request), len(request.index)
+    if found is not None or count >= most:
+      return found, ranked
+    count = min(2 * count, most)
     try:
-      if asked >= 2 * eligible.sum():
-        raise StopIteration
-      request = requests.send(min(asked, int(eligible.sum())))
+      request = requests.send(count)
     except StopIteration:
-      raise ValueError(
-        f"method {method} ranks {len(request.index)} rows, too few for a budget of {budget:g}"
-        f" {unit}: the others have no direction, being all zeros ({checked.zero.sum()} rows) or, to"
-        " a method that centres, equal to the mean. Lower the budget, or take a method without"
-        " queries"
-      ) from None
+      return None, ranked
 
 
 def _sets(queries: np.ndarray | Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:

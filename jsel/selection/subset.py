@@ -25,30 +25,30 @@ class Subset(NamedTuple):
 
 
 def within(
-  ranking: Ranking, count: int, *, tokens: float | None, length: np.ndarray | None, must: int
+  ranking: Ranking, count: int, must: int, *, tokens: np.ndarray | None, budget: float, rows: int
 ) -> Subset | None:
   """The first rows of a ranking within the budget; None if it is too short to tell.
 
   Args:
     ranking: that begins with the rows that must be taken.
     count: rows of the budget, where ``tokens`` is None.
-    tokens: of the budget.
-    length: ``[n]`` tokens of the pool's rows.
     must: how many must be taken.
+    tokens: of the rows of the ranking, if they are what the budget counts.
+    budget: tokens that may be taken.
+    rows: that there are to rank.
 
   Raises:
     ValueError: if those that must be taken have more tokens than the budget.
   """
   m = min(count, len(ranking.index))
   if tokens is not None:
-    assert length is not None
-    total = np.cumsum(length[ranking.index])
-    m = int(np.searchsorted(total, tokens, side="right"))
+    total = np.cumsum(tokens)
+    m = int(np.searchsorted(total, budget, side="right"))
     if m < must:
       raise ValueError(
-        f"must_include has {total[must - 1]:.0f} tokens, the budget is {tokens:.0f}: raise it"
+        f"must_include has {total[must - 1]:.0f} tokens, the budget is {budget:.0f}: raise it"
       )
-    if m == len(total) and m < len(length):
+    if m == len(total) < rows:
       return None
   elif ranking.weight is None and m < count:
     return None

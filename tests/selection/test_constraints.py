@@ -65,6 +65,15 @@ def test_tokens_are_kept_to_with_rows_that_must_be_there(pool, columns):
   assert 800 < columns["length"][found.index].sum() <= 900
 
 
+def test_a_budget_of_all_the_tokens_that_are_left_takes_all_rows_that_are(pool, columns):
+  left = float(columns["length"][700:].sum())
+  gone = np.arange(700)
+  found = select(pool, "random", left, unit="tokens", columns=columns, must_exclude=gone)
+  assert sorted(found.index.tolist()) == list(range(700, 1500))
+  with pytest.raises(ValueError, match="budget must be in"):
+    select(pool, "random", left + 1, unit="tokens", columns=columns, must_exclude=gone)
+
+
 def test_ids_name_rows_and_excluded_ones_are_no_part_of_the_pool(pool, columns):
   columns = {**columns, "id": [f"r{i}" for i in range(1500)]}
   first = select(pool, "rds", 50, unit="rows", queries=pool[:3], columns=columns).index
@@ -158,6 +167,14 @@ def test_tasks_share_equally_if_not_told_and_limits_hold_over_them(pool, columns
   ]
   with pytest.raises(ValueError, match="name the same tasks"):
     select(pool, "rds", 60, unit="rows", queries=queries, task_quotas={"a": 1, "c": 1})
+
+
+def test_queries_that_a_method_has_no_use_for_are_told(pool):
+  warned = []
+  found = select(pool, "random", 9, unit="rows", queries={"a": pool[:2]}, warn=warned.append)
+  assert found.task is None
+  assert "needs no queries" in warned[0]
+  assert select(pool, "rds", 9, unit="rows", queries={"a": pool[:2] + 1}).tasks == ("a",)
 
 
 def test_a_task_whose_list_is_over_leaves_the_ranking_short():
