@@ -4,7 +4,17 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from jsel.data import array_record, cifar10, digits, fashion_mnist, image_folder, own, parquet, tfds
+from jsel.data import (
+  array_record,
+  cifar10,
+  digits,
+  fashion_mnist,
+  glosses,
+  image_folder,
+  own,
+  parquet,
+  tfds,
+)
 from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
@@ -26,6 +36,7 @@ ARRAYS = {
   "cifar10": cifar10.read,
   "digits": digits.read,
   "fashion_mnist": fashion_mnist.read,
+  "wordnet": glosses.read,
 }
 ROWS = {
   "array_record": array_record.open_rows,
