@@ -115,7 +115,7 @@ def test_another_configuration_in_the_same_workdir_is_refused_and_nothing_is_los
   before = (workdir / "config.json").read_bytes()
   result = train(workdir, "--config.epochs=30", "--config.seed=1", *TINY_FIT)
   assert result.returncode == 2
-  assert "seed=0, this one has 1" in result.stderr
+  assert "seed=0, this one has seed=1:" in result.stderr
   assert (workdir / "config.json").read_bytes() == before
 
 

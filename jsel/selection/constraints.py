@@ -81,6 +81,8 @@ def rows_of(ids: Sequence[Any] | np.ndarray, pool: Pool, key: str) -> np.ndarray
     ValueError: naming the first that is not there.
   """
   ids = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+  if not ids:
+    return np.zeros(0, np.int32)
   column = pool.columns.get("id", pa.chunked_array([pa.array(np.arange(pool.size))]))
   what = "id" if "id" in pool.columns else "row"
   try:

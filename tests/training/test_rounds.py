@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(config, tmp_path, mon
   train_in_rounds(config, str(tmp_path / "halves"))
   assert "all 2 rounds are done" in capsys.readouterr().out
   config.seed = 1
-  with pytest.raises(ValueError, match=r"the workdir holds a run with seed=0, this one has 1"):
+  with pytest.raises(ValueError, match=r"the workdir holds a run with seed=0, this one has seed=1"):
     train_in_rounds(config, str(tmp_path / "halves"))
 
 
