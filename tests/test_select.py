@@ -14,6 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_NUM_CPU_DEVICES": "1",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -22,7 +27,7 @@ def start(workdir, *options):
   return subprocess.Popen(
     [*command, f"--workdir={workdir}", *(f"--config.{option}" for option in options)],
     cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+    env={**os.environ, **ENVIRONMENT},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -60,6 +65,7 @@ def test_queries_of_one_digit_pick_that_digit_and_a_second_run_is_done(files, tm
   assert np.mean(table["source"].to_numpy() == 3) > 0.9
   assert table["id"].to_pylist() == [f"d{i}" for i in table["index"].to_pylist()]
   assert not (tmp_path / "progress").exists()
+  assert (tmp_path / "subset.png").stat().st_size > 10_000
   again = run(tmp_path, *given, "slow_minutes=7")
   assert again.returncode == 0
   assert "all is done" in again.stdout
@@ -67,14 +73,16 @@ def test_queries_of_one_digit_pick_that_digit_and_a_second_run_is_done(files, tm
   assert changed.returncode == 2
   assert "a run with budget=0.05, seed=0, this one has budget=0.1, seed=3" in changed.stderr
   assert pq.read_table(tmp_path / "subset.parquet").equals(table)
-  over = run(tmp_path, given[0], given[1], "budget=0.1", "seed=3", "overwrite=True")
+  over = run(
+    tmp_path, given[0], given[1], "budget=0.1", "seed=3", "overwrite=True", "picture=False"
+  )
   assert over.returncode == 0, over.stderr
   assert pq.read_table(tmp_path / "subset.parquet").num_rows == 180
 
 
 def test_other_data_under_the_same_name_is_refused(tmp_path, rng):
   np.save(tmp_path / "pool.npy", rng.standard_normal((100, 4)).astype(np.float32))
-  given = (f"pool={tmp_path}/pool.npy", "method.name=random")
+  given = (f"pool={tmp_path}/pool.npy", "method.name=random", "picture=False")
   assert run(tmp_path / "run", *given).returncode == 0
   np.save(tmp_path / "pool.npy", rng.standard_normal((100, 4)).astype(np.float32))
   result = run(tmp_path / "run", *given)
@@ -90,6 +98,7 @@ def clustered(tmp_path_factory):
   np.save(folder / "pool.npy", x)
   given = (f"pool={folder}/pool.npy", "method.name=km_random", "method.km_random.clusters=64")
   given += ("method.km_random.iterations=5", "save_seconds=0", "budget=0.01")
+  given += ("picture=False",)
   assert run(folder / "whole", *given).returncode == 0
   return given, (folder / "whole" / "subset.parquet").read_bytes()
 

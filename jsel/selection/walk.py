@@ -16,6 +16,7 @@ from jsel.selectors.parts import Block, Pass, Take
 
 BLOCK = 65_536  # rows, at the most
 BLOCK_BYTES = 2**28
+KEPT_BYTES = 2**28  # of rows that were read: more are read again sooner than written
 
 
 class Stopped(Exception):
@@ -50,6 +51,8 @@ class Walks:
     state: Any,
     rows: dict[str, np.ndarray],
     step: Callable[[Any, dict[str, np.ndarray], int, np.ndarray], Any],
+    *,
+    keep: bool = True,
   ) -> tuple[Any, dict[str, np.ndarray]]:
     """The state after the last block, and what was found of rows.
 
@@ -58,29 +61,28 @@ class Walks:
       state: before the first block.
       rows: to be filled by ``step``, which may add to them.
       step: ``(state, rows, start, x) -> state`` of the block ``x`` that begins at row ``start``.
+      keep: whether a later run is to have what this walk finds.
     """
     number, self._asked = self._asked, self._asked + 1
+    answers = self._answers if keep else None
     walked = Walked(0, state, rows)
-    kept = self._answers.load(number, walked) if self._answers else None
+    kept = answers.load(number, walked) if answers else None
     done, state, rows = kept or walked
     self._report(name, done, self.pool.size)
     for start, x in self._blocks(done):
       if self._stop():
-        self._keep(number, Walked(start, state, rows))
+        if answers:
+          answers.save(number, Walked(start, state, rows))
         raise Stopped
       state = step(state, rows, start, x)
       done = start + len(x)
-      if self._answers and self._answers.is_due():
-        self._keep(number, Walked(done, state, rows))
+      if answers and answers.is_due():
+        answers.save(number, Walked(done, state, rows))
       self._report(name, done, self.pool.size)
     state = jax.device_get(state)
-    if kept is None or kept.done < done:
-      self._keep(number, Walked(done, state, rows))
+    if answers and (kept is None or kept.done < done):
+      answers.save(number, Walked(done, state, rows))
     return state, rows
-
-  def _keep(self, number: int, walked: Walked) -> None:
-    if self._answers:
-      self._answers.save(number, walked)
 
   def _blocks(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks and where they start; the next one is read while one is worked on."""
@@ -163,7 +165,8 @@ def take(walks: Walks, index: np.ndarray) -> np.ndarray:
     return state
 
   taken = np.zeros((len(index), walks.pool.width), np.float32)
-  return walks("reading rows", (), {"taken": taken}, step)[1]["taken"]
+  keep = taken.nbytes <= KEPT_BYTES
+  return walks("reading rows", (), {"taken": taken}, step, keep=keep)[1]["taken"]
 
 
 def block_rows(size: int, width: int) -> int:

@@ -23,12 +23,11 @@ class Tuning(NamedTuple):
 class Tuner(NamedTuple):
   """A model that is being fine-tuned; made by `make_tuner`."""
 
-  init: Callable[[], Tuning]
   step: Callable[..., tuple[Tuning, jax.Array]]  # donates the tuning it is given
   model: Callable[[Tuning], Llama]
 
 
-def make_tuner(model: Llama, optimizer: optax.GradientTransformation) -> Tuner:
+def make_tuner(model: Llama, optimizer: optax.GradientTransformation) -> tuple[Tuner, Tuning]:
   """Steps on the mean loss of answers' tokens, of the layers of ``model`` that are not frozen.
 
   ``step(tuning, tokens, mask, prompt) -> (tuning, loss)`` takes ``tokens`` and ``mask [b, l]``, and
@@ -37,19 +36,21 @@ def make_tuner(model: Llama, optimizer: optax.GradientTransformation) -> Tuner:
   optimizer's state.
 
   Args:
-    model: whose ``frozen`` says how many layers stay as they are.
+    model: whose ``frozen`` says how many layers stay as they are; the first step may give its
+      arrays up.
     optimizer: an Optax transformation.
+
+  Returns:
+    The tuner, and what its first step is given.
   """
   graph, state = nnx.split(model)
-  whole = nnx.to_pure_dict(state)
-  frozen = model.frozen
+  shapes = jax.eval_shape(lambda: state)
+  trained, rest = divided(nnx.to_pure_dict(state), model.frozen)
 
   def merged(trained: Any, rest: Any) -> Llama:
-    filled = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(filled, joined(trained, rest))
-    return nnx.merge(graph, filled)
-
-  trained, rest = divided(whole, frozen)
+    state = jax.tree.map(lambda leaf: leaf, shapes)
+    nnx.replace_by_pure_dict(state, joined(trained, rest))
+    return nnx.merge(graph, state)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(tuning: Tuning, rest: Any, tokens: jax.Array, mask: jax.Array, prompt: jax.Array):
@@ -65,12 +66,11 @@ def make_tuner(model: Llama, optimizer: optax.GradientTransformation) -> Tuner:
     updates, opt_state = optimizer.update(gradients, tuning.opt_state, tuning.trained)
     return Tuning(optax.apply_updates(tuning.trained, updates), opt_state), rows
 
-  return Tuner(
-    # Copies, since a step gives up what it is given.
-    lambda: Tuning(jax.tree.map(jnp.copy, trained), optimizer.init(trained)),
+  tuner = Tuner(
     lambda tuning, *batch: step(tuning, rest, *batch),
     lambda tuning: merged(tuning.trained, rest),
   )
+  return tuner, Tuning(trained, optimizer.init(trained))
 
 
 def divided(whole: dict[str, Any], frozen: int) -> tuple[dict[str, Any], dict[str, Any]]:

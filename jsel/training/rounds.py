@@ -81,7 +81,8 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   model.frozen = frozen_layers(model.config.layers, config.model.trained_layers)
   steps = config.rounds * -(-per_round // config.batch_size)
   optimizer, _ = make_optimizer(config.optimizer, steps)
-  tuner = make_tuner(model, optimizer)
+  tuner, tuning = make_tuner(model, optimizer)
+  del model  # its arrays are the tuner's now
   labels, k = np.zeros(n, np.int32), 1
   if config.method.name == "dac":
     texts = [f"{found.prompts[row]}\n{found.answers[row]}" for row in rows]
@@ -91,7 +92,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   # ---- State, fresh or restored -----------------------------------------------------------------
 
   sha256 = combined(*found.ids, *found.answers)
-  tuning, weights = tuner.init(), np.full(k, 1 / k)
+  weights = np.full(k, 1 / k)
   progress = Progress(*(np.full(n, x, t) for x, t in ((-1, "i4"), (np.nan, "f4"), (np.nan, "f4"))))
   checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=1)
   done = checkpoints.latest() or 0

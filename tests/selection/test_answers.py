@@ -56,6 +56,16 @@ def test_stopped_again_and_again_the_result_is_bitwise_that_of_one_run(
   assert same(found, whole)
 
 
+def test_many_rows_are_read_again_and_not_kept(pool, folder, columns, monkeypatch):
+  whole = select(pool, "kmq", 0.1, columns=columns, clusters=8)
+  monkeypatch.setattr(walk, "KEPT_BYTES", pool.nbytes - 1)
+  arguments = {"columns": columns, "clusters": 8, "answers": Answers(folder, ABOUT)}
+  with pytest.raises(walk.Stopped):
+    select(pool, "kmq", 0.1, stop=stops_at(8), **arguments)
+  assert sorted(path.name for path in folder.glob("walk-*")) == ["walk-000.npz", "walk-002.npz"]
+  assert same(select(pool, "kmq", 0.1, **arguments), whole)
+
+
 def test_a_walk_is_saved_while_it_is_under_way(pool, folder):
   seen = []
 

@@ -125,8 +125,8 @@ def test_a_step_is_that_of_optax_on_the_answers_and_leaves_frozen_layers(tmp_pat
   tokens, mask = map(jnp.asarray, decoders.padded([[3, 9, 9, 41], [7, 2, 5, 6, 1, 8]], 8))
   prompt = jnp.asarray([2, 3], jnp.int32)
   model = load_llama(path, frozen=2)
-  tuner = make_tuner(model, optax.sgd(0.1))
-  tuning, rows = tuner.step(tuner.init(), tokens, mask, prompt)
+  tuner, tuning = make_tuner(model, optax.sgd(0.1))
+  tuning, rows = tuner.step(tuning, tokens, mask, prompt)
   graph, state = nnx.split(load_llama(path))
   place = jnp.arange(8)[None]
   learnt = mask & (place >= prompt[:, None])
