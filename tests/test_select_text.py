@@ -16,7 +16,7 @@ from tests import tiny_bert
 for package, extra in (("safetensors", "text"), ("tokenizers", "text"), ("datasketch", "dedup")):
   pytest.importorskip(package, reason=f"pip install 'jsel[{extra}]'")
 
-from jsel.models.encoders import PACKAGED, folder_of  # noqa: E402
+from jsel.models.encoders import PACKAGED, path_of  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 WORDS = np.array(tiny_bert.WORDS)
@@ -134,7 +134,7 @@ def test_a_broken_line_is_exit_code_2_and_one_line(files, tmp_path):
 
 def installed(name):
   try:
-    return folder_of(name).is_dir()
+    return path_of(name).is_dir()
   except ValueError:
     return False
 

@@ -129,8 +129,8 @@ class Reader:
     config = self._config
     if not config.encoder:
       raise ValueError(
-        f"{parts[0].path} holds texts: set --config.encoder to {', '.join(PACKAGED)} or the folder"
-        " of a BERT-type model"
+        f"{parts[0].path} holds texts: set --config.encoder to {', '.join(PACKAGED)}, or the"
+        " folder of a BERT-type model or of a decoder"
       )
     if files.is_remote(self._cache_dir):
       raise ValueError(
@@ -140,6 +140,7 @@ class Reader:
     if self._encoder is None:
       options = config.encoding.to_dict()
       options.pop("batch_tokens")
+      options["pooling"] = options["pooling"] or None
       self._encoder = open_encoder(config.encoder, **options)
     done = encode(
       itertools.chain.from_iterable(part.scan() for part in parts),
