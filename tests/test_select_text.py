@@ -16,7 +16,7 @@ from tests import tiny_bert
 for package, extra in (("safetensors", "text"), ("tokenizers", "text"), ("datasketch", "dedup")):
   pytest.importorskip(package, reason=f"pip install 'jsel[{extra}]'")
 
-from jsel.models.encoders import PACKAGED, folder_of  # noqa: E402
+from jsel.models.encoders import PACKAGED, path_of  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 WORDS = np.array(tiny_bert.WORDS)
@@ -85,6 +85,7 @@ def test_texts_are_encoded_searched_and_chosen_from(files, tmp_path):
     "dedup=0.9999",
     "budget=40",
     "budget_unit=rows",
+    "write_rows=jsonl",
     f"cache_dir={tmp_path}/cache",
   )
   sharded = run(tmp_path / "first", *options, "shard=1/2")
@@ -112,6 +113,8 @@ def test_texts_are_encoded_searched_and_chosen_from(files, tmp_path):
   subset = pq.read_table(tmp_path / "first" / "subset.parquet")
   assert subset.num_rows == 40
   assert not {row["index"] for row in excluded} & set(subset["index"].to_pylist())
+  lines = (tmp_path / "first" / "rows.jsonl").read_text().splitlines()
+  assert {json.loads(line)["id"] for line in lines} == set(subset["id"].to_pylist())
   # Queries have the words of odd numbers.
   assert np.mean([source == "half1" for source in subset["source"].to_pylist()]) > 0.7
 
@@ -131,7 +134,7 @@ def test_a_broken_line_is_exit_code_2_and_one_line(files, tmp_path):
 
 def installed(name):
   try:
-    return folder_of(name).is_dir()
+    return path_of(name).is_dir()
   except ValueError:
     return False
 

@@ -103,12 +103,18 @@ def columns_of(values: Mapping[str, list[Any]], path: str) -> dict[str, pa.Array
   return columns
 
 
-def _json_lines(path: str) -> Generator[tuple[str, Mapping[str, Any]]]:
-  """Where each row is, and the row; empty lines are none."""
+def lines(path: str) -> Generator[tuple[int, bytes]]:
+  """The number, from 1, and the bytes of each line of ``path`` that is not empty."""
   with files.open_file(path) as handle, io.BufferedReader(handle, READ) as file:  # pyrefly: ignore
     for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
+      if line.strip():
+        yield number, line.strip()
+
+
+def _json_lines(path: str) -> Generator[tuple[str, Mapping[str, Any]]]:
+  """Where each row is, and the row."""
+  with contextlib.closing(lines(path)) as found:
+    for number, line in found:
       where = f"{path}:{number}"
       try:
         row = json.loads(line)

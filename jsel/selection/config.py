@@ -42,11 +42,11 @@ def _texts(config: ConfigDict) -> None:
   config.model = ""  # of the pool's embeddings, where its files do not say
   config.queries_model = ""  # likewise
   config.exclude_model = ""
-  config.encoder = ""  # of texts: a name, or the folder of a BERT-type model
+  config.encoder = ""  # of texts: a name, or the folder or GGUF file of a model
   config.cache_dir = ""  # of their embeddings; "": in the workdir
   config.shard = ""  # "i/n": encodes that part of the texts, and ends
   config.encoding = ConfigDict()
-  config.encoding.pooling = "mean"  # or "position_weighted", "last_token"
+  config.encoding.pooling = ""  # "mean", "position_weighted", "last_token"; "": the encoder's
   config.encoding.layers = (-1,)  # whose states are pooled, one after another; 0: embeddings
   config.encoding.max_length = 0  # tokens that are read of a text; 0: what the encoder was made for
   config.encoding.dtype = "float32"  # or "bfloat16", of products

@@ -129,8 +129,8 @@ class Reader:
     config = self._config
     if not config.encoder:
       raise ValueError(
-        f"{parts[0].path} holds texts: set --config.encoder to {', '.join(PACKAGED)} or the folder"
-        " of a BERT-type model"
+        f"{parts[0].path} holds texts: set --config.encoder to {', '.join(PACKAGED)}, or the"
+        " folder of a BERT-type model or of a decoder"
       )
     if files.is_remote(self._cache_dir):
       raise ValueError(
@@ -140,6 +140,7 @@ class Reader:
     if self._encoder is None:
       options = config.encoding.to_dict()
       options.pop("batch_tokens")
+      options["pooling"] = options["pooling"] or None
       self._encoder = open_encoder(config.encoder, **options)
     done = encode(
       itertools.chain.from_iterable(part.scan() for part in parts),
@@ -151,7 +152,7 @@ class Reader:
     )
     if not done.finished:
       raise Stopped
-    self.facts[key] = {"texts": done.texts, "encoded_now": done.new}
+    self._count(key, texts=done.texts, encoded_now=done.new)
     return self._encoder, parts
 
   def _text_pool(
@@ -179,14 +180,16 @@ class Reader:
       " tokens, the rest of them was not read",
       flush=True,
     )
-    self.facts[key] |= {
-      "truncated": truncated,
-      "tokens": int(lengths.sum()),
-      "empty": int(empty.sum()),
-    }
+    self._count(key, truncated=truncated, tokens=int(lengths.sum()), empty=int(empty.sum()))
     said = hashlib.sha256(b"".join(part.keys.tobytes() for part in parts)).hexdigest()
     sha256 = combined("texts", encoder.name, files_sha256([p.path for p in parts]), said)
     return Pool([*parts], sha256)
+
+  def _count(self, key: str, **numbers: int) -> None:
+    """Adds to the facts of ``key``: queries of several tasks are opened one after another."""
+    known = self.facts.setdefault(key, {})
+    for name, number in numbers.items():
+      known[name] = known.get(name, 0) + number
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The rows of a subset themselves, as they are in the files of the pool."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jsel.data import files
 from jsel.data.parquet_columns import opened
+from jsel.data.text_files import LINES, lines
 from jsel.selection.pool import ROWS, Part, Pool
 from jsel.training import outputs
 
 KINDS = ("jsonl", "parquet")
+Rows = pa.Table | list[bytes]  # as a table, or lines of JSON
 
 
 def check_kind(kind: str) -> None:
@@ -50,7 +52,7 @@ def write_rows(folder: epath.Path, pool: Pool, index: np.ndarray, kind: str) -> 
   return path
 
 
-def _tables(pool: Pool, index: np.ndarray) -> Iterator[tuple[str, pa.Table]]:
+def _tables(pool: Pool, index: np.ndarray) -> Iterator[tuple[str, Rows]]:
   """The rows ``index``, ascending, with the file they are from, a few at a time."""
   start = 0
   for part in pool.parts:
@@ -62,11 +64,11 @@ def _tables(pool: Pool, index: np.ndarray) -> Iterator[tuple[str, pa.Table]]:
         yield part.path, table
 
 
-def _of_part(part: Part, wanted: np.ndarray) -> Iterator[pa.Table]:
+def _of_part(part: Part, wanted: np.ndarray) -> Iterator[Rows]:
   if part.path.endswith(".parquet"):
     yield from _of_parquet(part.path, wanted)
     return
-  if part.path.endswith((".jsonl", ".ndjson")):
+  if part.path.endswith(LINES):
     yield from _of_lines(part.path, wanted)
     return
   at = 0
@@ -96,27 +98,42 @@ def _of_parquet(path: str, wanted: np.ndarray) -> Iterator[pa.Table]:
       at = end
 
 
-def _of_lines(path: str, wanted: np.ndarray) -> Iterator[pa.Table]:
-  found: list[dict[str, Any]] = []
+def _of_lines(path: str, wanted: np.ndarray) -> Iterator[list[bytes]]:
+  """Lines as they are, at most `ROWS` of them at a time."""
+  found: list[bytes] = []
   ahead = iter(wanted.tolist())
   row = next(ahead)
-  with files.open_file(path) as file:
-    lines = (line for line in file if line.strip())
-    for at, line in enumerate(lines):
+  with contextlib.closing(lines(path)) as every:
+    for at, (_, line) in enumerate(every):
       if at == row:
-        found.append(json.loads(line))
+        found.append(line)
         row = next(ahead, -1)
       if len(found) == ROWS or (row < 0 and found):
-        yield pa.Table.from_pylist(found)
+        yield found
         found = []
       if row < 0:
         return
 
 
-def _write_parquet(file: Any, tables: Iterator[tuple[str, pa.Table]]) -> None:
+def _lines_table(path: str, found: list[bytes]) -> pa.Table:
+  """Lines of JSON as a table, with every column that one of them has."""
+  objects = [json.loads(line) for line in found]
+  names = dict.fromkeys(name for row in objects for name in row)
+  try:
+    return pa.table({name: [row.get(name) for row in objects] for name in names})
+  except (pa.ArrowException, OverflowError) as error:
+    text = " ".join(str(error).split())
+    raise ValueError(
+      f"{path} has a column of several kinds ({text}): set --config.write_rows=jsonl"
+    ) from error
+
+
+def _write_parquet(file: Any, tables: Iterator[tuple[str, Rows]]) -> None:
   writer, begun = None, ""
   try:
     for path, table in tables:
+      if isinstance(table, list):
+        table = _lines_table(path, table)
       if writer is None:
         writer, begun = pq.ParquetWriter(file, table.schema), path
       if not table.schema.equals(writer.schema):
@@ -132,8 +149,11 @@ def _write_parquet(file: Any, tables: Iterator[tuple[str, pa.Table]]) -> None:
       writer.close()
 
 
-def _write_jsonl(file: Any, tables: Iterator[tuple[str, pa.Table]]) -> None:
+def _write_jsonl(file: Any, tables: Iterator[tuple[str, Rows]]) -> None:
   for path, table in tables:
+    if isinstance(table, list):
+      file.writelines(line + b"\n" for line in table)
+      continue
     for row in table.to_pylist():
       try:
         try:

@@ -145,6 +145,8 @@ def test_shards_encode_disjoint_parts_of_all_keys(reader, tmp_path, rng):
   whole.open(pool, NAMES, key="pool")
   whole.open(queries, {"embedding": None}, key="queries")
   assert whole.facts["pool"]["encoded_now"] == whole.facts["queries"]["encoded_now"] == 0
+  whole.open(queries, {"embedding": None}, key="queries")
+  assert (whole.facts["pool"]["texts"], whole.facts["queries"]["texts"]) == (50, 20)
   np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
   with pytest.raises(ValueError, match=r"shard=0/3: there are no texts to encode"):
     reader(shard="0/3").encode_shard({"pool": f"{tmp_path}/x.npy", "queries": ""})

@@ -70,6 +70,19 @@ def test_lines_of_json_are_found_by_their_number(folder):
   assert path.read_text().splitlines() == [lines[0], lines[4], lines[8]]
 
 
+def test_lines_lose_no_column_that_the_first_lacks(folder):
+  lines = ['{"id": 1}', '{"id": 2, "more": {"k": [1, "x"]}}', '{"id": "s", "n": NaN}']
+  (folder / "pool.jsonl").write_text("\n".join(lines))
+  pool = Pool([ArrayPart(np.zeros((3, 2), np.float32), path=f"{folder}/pool.jsonl")])
+  path = rows.write_rows(folder, pool, np.array([2, 0, 1]), "jsonl")
+  assert path.read_text().splitlines() == lines
+  with pytest.raises(ValueError, match=r"pool.jsonl has a column of several kinds .*rows=jsonl"):
+    rows.write_rows(folder, pool, np.array([0, 2]), "parquet")
+  (folder / "pool.jsonl").write_text('{"id": 1}\n{"id": 2, "more": "x"}\n{}')
+  found = pq.read_table(rows.write_rows(folder, pool, np.array([0, 1]), "parquet"))
+  assert found.to_pylist() == [{"id": 1, "more": None}, {"id": 2, "more": "x"}]
+
+
 def test_no_number_is_null_in_json_and_bytes_are_refused(folder):
   embedding = pa.array([[1.0, float("nan")]], pa.list_(pa.float32()))
   pq.write_table(pa.table({"embedding": embedding}), folder / "nan.parquet")
