@@ -1,6 +1,8 @@
 """SmolLM2-135M fine-tuned in rounds on WordNet's glosses, picked by DAC with the perplexity scorer.
 
 python train.py --config=configs/smollm_dac.py --workdir=runs/smollm_dac
+Four minutes of processor time and 3.8 GB; weights are 4-bit (Q4_1), dequantised. Seen: 4.09 nats a
+token on 32 held-out glosses before, 3.91 after three rounds of 24 glosses (one seed).
 """
 
 from jsel.training.rounds_config import base_config

@@ -55,6 +55,8 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   data_key, cluster_key, pick_key = jax.random.split(jax.random.key(config.seed), 3)
   found = instructions.read(config.data)
   rows, test_rows = drawn(data_key, len(found.ids), config.data)
+  if config.budget > len(rows):
+    raise ValueError(f"budget={config.budget} rows of a pool of {len(rows)}: lower it")
   model_path = path_of(config.model.name)
   source = model_path if model_path.suffix == ".gguf" else model_path / "tokenizer.json"
   tokenizer = open_tokenizer(source, max_length=2**30)
@@ -141,6 +143,11 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
         progress.loss[at] = np.asarray(loss)[: len(at)]
       progress.round[picks] = number
       values = {"train/loss": float(np.nanmean(progress.loss[picks]))}
+      if not np.isfinite(values["train/loss"]):
+        raise FloatingPointError(
+          f"the loss is {values['train/loss']} in round {number + 1}: lower"
+          " --config.optimizer.learning_rate"
+        )
       model = tuner.model(tuning)
       if config.method.name == "dac":
         gaps = answer_gaps(
@@ -205,8 +212,6 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f"budget={config.budget} rows do not divide into {config.rounds} rounds: give a multiple"
     )
-  if config.data.rows and config.budget > config.data.rows:
-    raise ValueError(f"budget={config.budget} rows of a pool of {config.data.rows}: lower it")
   for name, value in (("batch_size", config.batch_size), ("data.test_rows", config.data.test_rows)):
     if value < 1:
       raise ValueError(f"{name}={value} must be at least 1")
