@@ -16,6 +16,7 @@ from jsel.selectors.parts import Method
 from jsel.selectors.random import random_order
 from jsel.selectors.rds import rds
 from jsel.selectors.sensitivity import sensitivity
+from jsel.selectors.sensitivity_regression import sensitivity_regression
 
 METHODS: dict[str, Callable[..., Method]] = {
   "crds_r": crds_r,
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "random": random_order,
   "rds": rds,
   "sensitivity": sensitivity,
+  "sensitivity_regression": sensitivity_regression,
 }
 
 
