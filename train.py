@@ -21,11 +21,13 @@ from jsel import data, selectors, sharding
 from jsel.data.normalize import normalizer
 from jsel.selectors import Pool
 from jsel.training import checkpoint, collect, evaluate, outputs
-from jsel.training.config import check_resumable
+from jsel.training.config import HARMLESS
 from jsel.training.curves import plot_curves
 from jsel.training.fit import fit_selector
 from jsel.training.memory import check_fits, plan_memory
 from jsel.training.metrics import MetricsWriter, Progress
+from jsel.training.resuming import check_resumable
+from jsel.training.rounds import train_in_rounds
 from jsel.training.runners import make_runner
 from jsel.training.setup import Examples, make_setup, pool_shapes
 from jsel.training.state import Keys, init_state
@@ -133,7 +135,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   step = resumed = checkpoints.latest() or 0
   if resumed:
     state, saved = checkpoints.restore(resumed, checkpoint.abstract(state))
-    check_resumable(saved["config"], resolved)
+    check_resumable(saved["config"], resolved, harmless=HARMLESS)
     if saved["data_sha256"] != dataset.sha256:
       raise ValueError(
         f"the data of {dataset.name} is not what the run in {path} was trained on: its hash was"
@@ -315,6 +317,8 @@ def main(argv: list[str]) -> int:
   del argv
   if not WORKDIR.value:
     raise ValueError("--workdir is missing: where the run is to keep everything")
+  if CONFIG.value.get("task") == "rounds":
+    return train_in_rounds(CONFIG.value, WORKDIR.value)
   return train_and_evaluate(CONFIG.value, WORKDIR.value)
 
 

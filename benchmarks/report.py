@@ -24,6 +24,7 @@ from benchmarks import (
   overhead,
   pool_size,
   select_big,
+  subset_sections,
 )
 from benchmarks.kernels.cases import RESULTS, ROOT, table
 from benchmarks.run import KERNELS
@@ -82,6 +83,8 @@ def sections(folder: pathlib.Path) -> dict[str, str]:
     if path.exists():
       result = json.loads(path.read_text())
       found[name] = f"`python -m benchmarks.{command}` ({machine_of(result)})\n\n{shown(result)}"
+  if subsets := subset_sections.text(folder):
+    found["subsets"] = subsets
   return found
 
 

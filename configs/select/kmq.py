@@ -2,6 +2,9 @@ r"""kMQ: k-means clusters give rows by their size, drawn by the column score.
 
 python -m jsel.select --config=configs/select/kmq.py --config.pool=pool.parquet \
     --config.budget=0.035 --workdir=runs/kmq
+
+The pool has a column score, higher is better. Every cluster gives its share of any budget, to a
+row; column cluster says which. Walks: a check, a sample, moving the centers, labelling.
 """
 
 from jsel.selection.config import base_config

@@ -6,7 +6,7 @@ import rich.console
 import rich.table
 
 from jsel.compiled.programs import SELECT
-from jsel.training.memory import readable
+from jsel.training.amounts import readable
 
 SCOPES = {"model": "model and update", SELECT: "selection", "jsel_gather": "gather"}
 SCOPES["jsel_exposure"] = "exposure"

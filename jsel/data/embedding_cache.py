@@ -72,11 +72,7 @@ class EmbeddingCache:
     Raises:
       ValueError: if a key is not there.
     """
-    place = self.find(keys)
-    if (place < 0).any():
-      raise ValueError(
-        f"{(place < 0).sum()} of {len(keys)} texts are not in {self.folder}: encode them first"
-      )
+    place = self._places(keys)
     embeddings = np.empty((len(keys), self.width), np.float32)
     lengths = np.empty(len(keys), np.int32)
     for number in np.unique(self._file_of[place]):
@@ -85,6 +81,23 @@ class EmbeddingCache:
       _, found, tokens = self._file(self._paths[number])
       embeddings[at], lengths[at] = found[rows], tokens[rows]
     return embeddings, lengths
+
+  def lengths(self, keys: np.ndarray) -> np.ndarray:
+    """Lengths in tokens, before any cut, ``[n]`` int32, without reading embeddings.
+
+    Raises:
+      ValueError: as `read`.
+    """
+    from safetensors import safe_open  # of the extra `text`
+
+    place = self._places(keys)
+    lengths = np.empty(len(keys), np.int32)
+    order = np.argsort(self._file_of[place], kind="stable")
+    numbers, starts = np.unique(self._file_of[place[order]], return_index=True)
+    for number, at in zip(numbers, np.split(order, starts[1:]), strict=True):
+      with safe_open(str(self._paths[number]), framework="np") as file:
+        lengths[at] = file.get_tensor("lengths")[self._row_of[place[at]]]
+    return lengths
 
   def write(self, keys: np.ndarray, embeddings: np.ndarray, lengths: np.ndarray) -> None:
     """Adds a file; `refresh` makes it found."""
@@ -102,6 +115,14 @@ class EmbeddingCache:
       str(temporary),
     )
     os.replace(temporary, self.folder / f"{name}.safetensors")
+
+  def _places(self, keys: np.ndarray) -> np.ndarray:
+    place = self.find(keys)
+    if (place < 0).any():
+      raise ValueError(
+        f"{(place < 0).sum()} of {len(keys)} texts are not in {self.folder}: encode them first"
+      )
+    return place
 
   def _file(
     self, path: Path, *, keys_only: bool = False

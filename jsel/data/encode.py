@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ class Encoded(NamedTuple):
   padding: float  # the part of all that was computed that was padding
   truncated: int  # of the new texts, cut to the encoder's max_length
   seconds: float
+  finished: bool  # not stopped before the last text
 
 
 def encode(
@@ -36,6 +37,7 @@ def encode(
   shard: tuple[int, int] = (0, 1),
   batch_tokens: int = 4096,
   save_seconds: float = 60.0,
+  stop: Callable[[], bool] = lambda: False,
   show: bool = True,
 ) -> Encoded:
   """Encodes those ``texts`` whose embeddings are not in ``cache_dir``.
@@ -53,6 +55,7 @@ def encode(
       merged by copying.
     batch_tokens: in a batch, padding included.
     save_seconds: between files.
+    stop: asked between batches whether to save and end.
     show: progress and a last line, with throughput.
 
   Raises:
@@ -65,6 +68,7 @@ def encode(
   cache = EmbeddingCache(cache_dir, encoder=encoder.name, width=encoder.width)
   begun = time.perf_counter()
   seen = new = tokens = computed = truncated = 0
+  stopped = False
   columns = (TextColumn("{task.description}"), TimeElapsedColumn())
   with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
     task = progress.add_task("encoding", total=None)
@@ -104,12 +108,16 @@ def encode(
         if time.perf_counter() - saved > save_seconds:
           save()
           saved = time.perf_counter()
+        if stopped := stop():
+          break
       if rows:
         save()
+      if stopped:
+        break
       cache.refresh()
   seconds = time.perf_counter() - begun
   padding = 1 - tokens / computed if computed else 0.0
-  result = Encoded(seen, new, tokens, padding, truncated, seconds)
+  result = Encoded(seen, new, tokens, padding, truncated, seconds, not stopped)
   if show:
     print(
       f"encoded {new:,} of {seen:,} texts in {seconds:.1f} s ({new / seconds:,.0f} texts/s,"

@@ -98,15 +98,15 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...]) -> list[np.nd
   return arrays
 
 
-def npz_names(path: str) -> list[str]:
-  """The names of the arrays in the archive ``path``.
+def npz_sizes(path: str) -> dict[str, int]:
+  """The arrays in the archive ``path`` by name, and their bytes in memory.
 
   Raises:
     ValueError: if the file is missing or broken.
   """
   try:
-    with zipfile.ZipFile(io.BytesIO(files.read(path))) as archive:
-      return [name.removesuffix(".npy") for name in archive.namelist()]
+    with files.open_file(path) as file, zipfile.ZipFile(file) as archive:
+      return {m.filename.removesuffix(".npy"): m.file_size for m in archive.infolist()}
   except BROKEN as error:
     raise ValueError(reason(path, error)) from error
 

@@ -11,14 +11,22 @@ import pyarrow.parquet as pq
 from jsel.data import files
 
 KINDS = "bytes of PNG or JPEG images (binary, or a struct with a field bytes), or lists of float32"
+PAGES = 2**23  # bytes of a column read at a time
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[pq.ParquetFile]:
-  """The parquet file ``path``; what is broken in it is one line that names it."""
+def opened(path: str, *, in_order: bool = False) -> Iterator[pq.ParquetFile]:
+  """The parquet file ``path``; what is broken in it is one line that names it.
+
+  Args:
+    path: local, or in an object store.
+    in_order: for files larger than memory: a few pages are read at a time, where else all that
+      is asked for is fetched at once.
+  """
   with files.open_file(path) as handle:
     try:
-      with pq.ParquetFile(handle, pre_buffer=True) as file:
+      options = {"buffer_size": PAGES} if in_order else {"pre_buffer": True}
+      with pq.ParquetFile(handle, **options) as file:
         yield file
     except (pa.ArrowException, OSError) as error:
       text = " ".join(str(error).split())

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jsel.data.gguf_tokenizer import gguf_tokenizer
+
 # Steps of a third to a half: at most that much of a text is padding, above 16 tokens.
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 INSTALL = "pip install 'jsel[text]'"
@@ -29,7 +31,7 @@ class Batch(NamedTuple):
 
 
 def open_tokenizer(path: str | Path, *, max_length: int) -> Any:
-  """The tokenizer in ``path``, a tokenizer.json, that cuts texts to ``max_length`` tokens.
+  """The tokenizer in ``path``, a tokenizer.json or GGUF file, that cuts texts to ``max_length``.
 
   Raises:
     ValueError: if the file is missing or broken, or the package tokenizers is not installed.
@@ -38,15 +40,24 @@ def open_tokenizer(path: str | Path, *, max_length: int) -> Any:
     raise ValueError(f"tokenizers is not installed, {path} cannot be read: {INSTALL}")
   if not Path(path).is_file():
     raise ValueError(f"there is no {path}: a tokenizer is a tokenizer.json of Hugging Face")
-  import tokenizers  # of the extra `text`
-
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the package raises no class of its own
-    raise ValueError(f"{path} is no tokenizer ({error}): copy it again") from error
+  tokenizer = gguf_tokenizer(path) if Path(path).suffix == ".gguf" else from_json(path)
   tokenizer.no_padding()
   tokenizer.enable_truncation(max_length)
   return tokenizer
+
+
+def from_json(path: str | Path) -> Any:
+  """The tokenizer in a tokenizer.json.
+
+  Raises:
+    ValueError: if it is none.
+  """
+  import tokenizers  # of the extra `text`
+
+  try:
+    return tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the package raises no class of its own
+    raise ValueError(f"{path} is no tokenizer ({error}): copy it again") from error
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tokens:

@@ -20,6 +20,7 @@ class Glosses(NamedTuple):
   )  # [n] int32 in [0, classes): the files that occur, in the order of their number
   files: np.ndarray  # [classes] int32, numbers of those files
   ids: list[str]  # "noun-00001740": the part of speech and the synset's offset
+  words: list[str]  # the first of those that mean it
 
 
 def read(config: ConfigDict) -> Glosses:
@@ -43,27 +44,30 @@ def read(config: ConfigDict) -> Glosses:
       f"WordNet is not in {' or '.join(str(folder) for folder in folders)}: install it with "
       f"`{INSTALL}` or set --config.data.dir to the folder of its data.noun"
     )
-  ids, numbers, texts = [], [], []
+  ids, numbers, texts, words = [], [], [], []
   for part in parts:
     path = found[0] / f"data.{part}"
     if not path.is_file():
       raise ValueError(f"{found[0]} has no {path.name}: copy all of WordNet's data files")
-    for offset, number, text in lines(path):
+    for offset, number, word, text in lines(path):
       ids.append(f"{part}-{offset}")
       numbers.append(number)
       texts.append(text)
+      words.append(word)
   files, labels = np.unique(np.asarray(numbers, np.int32), return_inverse=True)
-  return Glosses(texts, labels.astype(np.int32), files, ids)
+  return Glosses(texts, labels.astype(np.int32), files, ids, words)
 
 
 def lines(path: Path):
-  """Offset, file number and gloss of the lines of ``path``; those of the licence are indented."""
+  """Offset, file, first word and gloss of the lines of ``path``; the licence's are indented."""
   with path.open(encoding="utf-8", errors="strict") as file:
     for count, line in enumerate(file, 1):
       if line.startswith("  "):
         continue
       head, bar, gloss = line.partition(" | ")
-      fields = head.split(" ", 2)
-      if not bar or len(fields) < 3 or not (fields[0].isdigit() and fields[1].isdigit()):
+      fields = head.split(" ", 5)
+      if not bar or len(fields) < 5 or not (fields[0].isdigit() and fields[1].isdigit()):
         raise ValueError(f"{path}:{count} is no `offset file ... | gloss`: install it again")
-      yield fields[0], int(fields[1]), gloss.strip()
+      # Adjectives have where they stand in brackets.
+      word = fields[4].partition("(")[0].replace("_", " ")
+      yield fields[0], int(fields[1]), word, gloss.strip()

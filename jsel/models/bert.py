@@ -10,7 +10,7 @@ from flax import nnx
 
 from jsel.models.initial import scaled_normal
 from jsel.models.outputs import compute_dtype
-from jsel.models.transformer import Linear, attention, layer_indices, through
+from jsel.models.transformer import Keys, Linear, attention, layer_indices, through
 
 ACTIVATIONS = {
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -68,7 +68,8 @@ class BertBlocks(nnx.Module):
     """One layer, after `through` has taken its arrays out of the stack."""
     b, length, width = x.shape
     split = self.queries_keys_values(x).reshape(b, length, 3, self.heads, width // self.heads)
-    means = attention(split[:, :, 0], split[:, :, 1], split[:, :, 2], mask[:, None], self.dtype)
+    own = Keys(split[:, :, 1], split[:, :, 2], mask[:, None])
+    means = attention(split[:, :, 0], [own], self.dtype)
     x = self.attended_norm(x + self.attended(means))
     return self.narrow_norm(x + self.narrow(ACTIVATIONS[self.activation](self.widen(x))))
 

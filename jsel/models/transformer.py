@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -30,11 +31,13 @@ class Linear(nnx.Module):
     dtype: jnp.dtype,
     bias: bool,
     rngs: nnx.Rngs,
+    stored: jnp.dtype = jnp.float32,  # pyrefly: ignore
   ):
     self.dtype = dtype
     # The initialiser takes the layers for a window, whose size would count in the fan.
     gain = float(layers)
-    self.kernel = nnx.Param(scaled_normal(rngs.params(), (layers, fan_in, fan_out), gain=gain))
+    shape = (layers, fan_in, fan_out)
+    self.kernel = nnx.Param(scaled_normal(rngs.params(), shape, stored, gain=gain))
     self.bias = nnx.Param(jnp.zeros((layers, fan_out))) if bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,29 +54,42 @@ def product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
   )
 
 
-def attention(
-  queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-  """Means of ``values``, weighted by the softmax of the scaled products of queries and keys.
+class Keys(NamedTuple):
+  """What queries attend to."""
+
+  keys: jax.Array  # [b, k, groups, d]; each is for heads / groups queries
+  values: jax.Array  # [b, k, groups, d]
+  seen: jax.Array  # [b, q or 1, k] bool, the keys that a query may see
+
+
+def attention(queries: jax.Array, parts: Sequence[Keys], dtype: jnp.dtype) -> jax.Array:
+  """Means of values, weighted by the softmax of the scaled products of queries and keys.
 
   Args:
     queries: ``[b, q, heads, d]``.
-    keys: ``[b, k, groups, d]``; each is for heads / groups queries.
-    values: ``[b, k, groups, d]``.
-    seen: ``[b, q or 1, k]`` bool, the keys that a query may see.
+    parts: keys in one part or several, as if they were one: a cache needs no copy to join the new.
     dtype: of the products.
 
   Returns:
     ``[b, q, heads * d]`` float32.
   """
   b, length, heads, d = queries.shape
-  queries = queries.reshape(b, length, keys.shape[2], -1, d)
+  groups = parts[0].keys.shape[2]
+  queries = queries.reshape(b, length, groups, heads // groups, d) / math.sqrt(d)
   dot = lambda formula, x, y: jnp.einsum(
     formula, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32
   )
-  scores = dot("bqghd,bkgd->bghqk", queries / math.sqrt(d), keys)
-  weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, HIDDEN), axis=-1)
-  return dot("bghqk,bkgd->bqghd", weights, values).reshape(b, length, heads * d)
+  scores = [
+    jnp.where(part.seen[:, None, None], dot("bqghd,bkgd->bghqk", queries, part.keys), HIDDEN)
+    for part in parts
+  ]
+  weights = jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1)
+  ends = np.cumsum([part.keys.shape[1] for part in parts])[:-1]
+  means = [
+    dot("bghqk,bkgd->bqghd", weight, part.values)
+    for weight, part in zip(jnp.split(weights, ends, -1), parts, strict=True)
+  ]
+  return sum(means[1:], means[0]).reshape(b, length, heads * d)
 
 
 def layer_indices(layers: Sequence[int], count: int) -> list[int]:
@@ -102,6 +118,9 @@ def through(
   layers: Sequence[int],
   step: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
   per_layer: Any = None,
+  *,
+  remat: bool = False,
+  frozen: int = 0,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Takes ``x`` through stacked layers in a scan, so that one layer is compiled and not all.
 
@@ -111,6 +130,9 @@ def through(
     layers: which states to keep: 0 is ``x``, i what leaves layer i.
     step: ``(block, x, item) -> (x, item)`` with the block of one layer.
     per_layer: arrays with the layers as first axis, whose items ``step`` is given.
+    remat: whether a backward pass works out anew what happens inside a layer, and keeps what enters
+      it alone.
+    frozen: layers, from the first on, that gradients do not go back into.
 
   Returns:
     ``x`` after the last layer, the kept states ``[len(layers), b, l, d]``, and the items stacked.
@@ -131,5 +153,13 @@ def through(
     return (x, put(kept, x, slots)), item
 
   kept = put(kept, x, table[0])
-  (x, kept), items = lax.scan(body, (x, kept), (stack, table[1:], per_layer))
-  return x, kept, items
+  body = jax.checkpoint(body, prevent_cse=False) if remat else body
+  inputs = (stack, table[1:], per_layer)
+  if not frozen:
+    (x, kept), items = lax.scan(body, (x, kept), inputs)
+    return x, kept, items
+  # Two scans: the backward pass of one alone would go through all of its layers.
+  part = lambda *ends: jax.tree.map(lambda leaf: leaf[slice(*ends)], inputs)
+  below, first = lax.scan(body, (x, kept), part(0, frozen))
+  (x, kept), then = lax.scan(body, lax.stop_gradient(below), part(frozen, count))
+  return x, kept, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, then)

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jsel.data import files, numpy_files
+from jsel.data import files
 from jsel.data.digest import combined, files_sha256
 from jsel.data.parquet_columns import input_array, opened
+from jsel.selection import slices
 
 ROWS = 16_384  # read from a file at a time
 COLUMNS = ("id", "group", "source", "length", "score")
@@ -24,8 +25,8 @@ class Part(Protocol):
   width: int
   columns: dict[str, pa.Array]
 
-  def pieces(self) -> Iterator[np.ndarray]:
-    """Its embeddings in order, a few rows at a time, ``[m, d]``."""
+  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
+    """Its embeddings in order from the row ``start``, a few rows at a time, ``[m, d]``."""
     ...
 
 
@@ -54,11 +55,17 @@ class Pool:
         raise ValueError(f"{lacking[0]} has no column for {name}, other files have one")
       self.columns[name] = pa.chunked_array([part.columns[name] for part in parts])
 
-  def blocks(self, rows: int) -> Iterator[np.ndarray]:
-    """Embeddings in order, float32 ``[rows, d]``, the last one shorter; each memory of its own."""
+  def blocks(self, rows: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Embeddings in order from the row ``start``, float32 ``[rows, d]``, the last one shorter.
+
+    Each is memory of its own.
+    """
     block, filled = np.empty((rows, self.width), np.float32), 0
-    for part in self.parts:
-      for piece in part.pieces():
+    ends = np.cumsum([part.size for part in self.parts])
+    for part, end in zip(self.parts, ends, strict=True):
+      if end <= start:
+        continue
+      for piece in part.pieces(max(part.size - int(end) + start, 0)):
         at = 0
         while at < len(piece):
           taken = min(len(piece) - at, rows - filled)
@@ -91,9 +98,14 @@ class Pool:
 
 
 class ArrayPart:
-  """An array in memory, or a memory map."""
+  """An array in memory, a memory map, or one in a file."""
 
-  def __init__(self, x: np.ndarray, columns: Mapping[str, Any] | None = None, path: str = "pool"):
+  def __init__(
+    self,
+    x: np.ndarray | slices.Slices,
+    columns: Mapping[str, Any] | None = None,
+    path: str = "pool",
+  ):
     if x.ndim != 2 or not x.shape[1] or x.dtype.kind != "f":
       raise ValueError(f"{path}: embeddings must be floats [n, d], got {x.dtype}{x.shape}")
     self.path, self._x = path, x
@@ -103,10 +115,10 @@ class ArrayPart:
       if len(column) != self.size:
         raise ValueError(f"{path}: {self.size} embeddings but {len(column)} values of {name}")
 
-  def pieces(self) -> Iterator[np.ndarray]:
+  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
     """Its embeddings (`Part.pieces`)."""
-    for start in range(0, self.size, ROWS):
-      yield self._x[start : start + ROWS]
+    for at in range(start, self.size, ROWS):
+      yield self._x[at : at + ROWS]
 
 
 class ParquetPart:
@@ -131,14 +143,18 @@ class ParquetPart:
     first = next(self.pieces(), None)
     self.width = 1 if first is None else first.shape[1]
 
-  def pieces(self) -> Iterator[np.ndarray]:
+  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
     """Its embeddings (`Part.pieces`)."""
-    start = 0
-    with opened(self.path) as file:
-      for batch in file.iter_batches(ROWS, columns=[self._column]):
+    with opened(self.path, in_order=True) as file:
+      sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+      ends = np.cumsum(sizes)
+      first = int(np.searchsorted(ends, start, side="right"))
+      groups = list(range(first, len(sizes)))
+      at = int(ends[first]) - sizes[first] if groups else start
+      for batch in file.iter_batches(ROWS, row_groups=groups, columns=[self._column]):
         column = batch.column(0).cast(pa.list_(pa.float32()))
-        piece = input_array(column, start=start, path=self.path)
-        start += len(piece)
+        piece = input_array(column, start=at, path=self.path)[max(start - at, 0) :]
+        at += len(column)
         yield piece
 
 
@@ -163,18 +179,11 @@ def _part(path: str, names: Mapping[str, str]) -> Part:
   if path.endswith(".parquet"):
     return ParquetPart(path, names)
   if path.endswith(".npy"):
-    return ArrayPart(numpy_files.read_npy(path), path=path)
+    return ArrayPart(slices.npy_rows(path), path=path)
   if path.endswith(".npz"):
-    there = numpy_files.npz_names(path)
-    return _of_arrays(path, there, lambda name: numpy_files.read_npz(path, (name,))[0], names)
+    return _of_arrays(path, *slices.npz_arrays(path), names)
   if path.endswith(".safetensors"):
-    from safetensors.numpy import load  # an extra
-
-    try:
-      arrays = load(files.read(path))
-    except Exception as error:
-      raise ValueError(f"{path} is broken or cut short ({error}): write it again") from error
-    return _of_arrays(path, list(arrays), arrays.__getitem__, names)
+    return _of_arrays(path, *slices.safetensors_arrays(path), names)
   raise ValueError(f"{path} is of an unknown kind: give .parquet, .npy, .npz or .safetensors")
 
 
@@ -186,7 +195,7 @@ def _of_arrays(path: str, there: list[str], read: Any, names: Mapping[str, str])
     if column:
       _find(path, there, name, column)
     if column or (column is None and name in there):
-      columns[name] = read(column or name)
+      columns[name] = read(column or name)[:]
   return ArrayPart(read(names["embedding"]), columns, path)
 
 

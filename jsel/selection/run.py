@@ -1,23 +1,20 @@
 """A subset of a pool: the call that the command makes, for arrays too."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jsel import sharding
+from jsel.selection import checks, constraints, plan, subset, tasks
+from jsel.selection.answers import Answers
+from jsel.selection.constraints import Amount
 from jsel.selection.pool import ArrayPart, Pool
-from jsel.selection.walk import Walker, block_rows
+from jsel.selection.subset import Subset
+from jsel.selection.walk import Walker, Walks
 from jsel.selectors import methods
 from jsel.selectors.parts import Ranking, Task
-
-
-class Checked(NamedTuple):
-  """What a first walk finds out."""
-
-  finite: np.ndarray  # [n] bool
-  zero: int  # rows without a direction
 
 
 def select(
@@ -26,15 +23,23 @@ def select(
   budget: float,
   *,
   unit: str = "fraction",
-  queries: np.ndarray | None = None,
-  columns: dict[str, Any] | None = None,
+  queries: np.ndarray | Mapping[str, np.ndarray] | None = None,
+  task_quotas: Mapping[str, float] | None = None,
+  columns: Mapping[str, Any] | None = None,
   exclude: np.ndarray | None = None,
+  must_include: Sequence[Any] | np.ndarray = (),
+  must_exclude: Sequence[Any] | np.ndarray = (),
+  caps: Mapping[str, Amount] | None = None,
+  floors: Mapping[str, Amount] | None = None,
   on_nonfinite: str = "raise",
   seed: int = 0,
   report: Callable[[str, int, int], Any] = lambda *_: None,
+  warn: Callable[[str], Any] = lambda _: None,
   stop: Callable[[], bool] = lambda: False,
+  answers: Answers | None = None,
+  approve: Callable[[plan.Plan], Any] | None = None,
   **constants: Any,
-) -> Ranking:
+) -> Subset:
   """The rows of ``pool`` that ``method`` takes within ``budget``, by rank.
 
   Args:
@@ -42,13 +47,23 @@ def select(
     method: a key of `jsel.selectors.methods.METHODS`.
     budget: a share of the pool, rows, or tokens (of the column "length").
     unit: "fraction", "rows" or "tokens".
-    queries: ``[q, d]``, for methods that need some.
-    columns: of an array: "id", "length", "score".
+    queries: ``[q, d]``, for methods that need some; or several such sets by name, that take turns
+      (`jsel.selection.tasks`).
+    task_quotas: the sets' parts of the budget, in proportion; equal if None.
+    columns: of an array: "id", "source", "length", "score" and others.
     exclude: ``[n]`` bool, rows that may not be taken: leaked or doubled ones, say.
+    must_include: ids (row numbers where the pool has no ids) that are taken first; within the
+      budget and caps.
+    must_exclude: ids that are no part of the pool.
+    caps: the most rows of a source, an int, or a float as a share of the budget.
+    floors: the least rows of a source.
     on_nonfinite: "raise" where a row has a NaN or an infinity, or "drop" it.
     seed: of what is random.
     report: told the walk, its rows so far and in all.
+    warn: told what is not as it might be expected.
     stop: asked between blocks whether to end with `jsel.selection.walk.Stopped`.
+    answers: where walks are kept for a later call with the same arguments.
+    approve: is shown what the ranking will take before it is begun, and may raise.
     **constants: of the method.
 
   Raises:
@@ -57,119 +72,148 @@ def select(
   >>> x = np.eye(4, dtype=np.float32)
   >>> select(x, "rds", 2, unit="rows", queries=x[2:]).index.tolist()
   [2, 3]
+  >>> select(x, "rds", 2, unit="rows", queries=x[2:], must_include=[1]).index.tolist()
+  [1, 2]
   """
   if isinstance(pool, np.ndarray):
     if not len(pool):
       raise ValueError("the pool has no rows: a pool needs at least one")
     pool = Pool([ArrayPart(pool, columns)])
-  if on_nonfinite not in ("raise", "drop"):
-    raise ValueError(f'on_nonfinite must be "raise" or "drop", got {on_nonfinite!r}')
   chosen = methods.make(method, **constants)
+  if queries is not None and "queries" not in chosen.needs:
+    warn(f"method {method} needs no queries: those that are given are not used")
+    queries = task_quotas = None
+  sets = _sets(queries)
   length, score = pool.numbers("length"), pool.numbers("score")
-  given = {"queries": queries, "length": length, "score": score}
-  for need in chosen.needs:
-    if given[need] is None:
-      remedy = "--config.queries" if need == "queries" else f"--config.columns.{need}"
-      raise ValueError(f"method {method} needs {need}, the pool comes without: set {remedy}")
-  if queries is not None:
-    check_queries(queries, pool.width)
+  given = {"queries": sets or None, "length": length, "score": score}
+  checks.check_needs(method, chosen, given)
+  checks.check_queries(sets, pool.width)
+  checks.check_lengths(length)
   pool.check_ids()
-  checked = check_rows(pool, report)
-  if on_nonfinite == "raise" and not checked.finite.all():
-    bad = np.flatnonzero(~checked.finite)
-    raise ValueError(
-      f"{bad.size} rows of the pool hold a NaN or an infinity, the first is row {bad[0]}: repair"
-      " them, or set --config.on_nonfinite=drop"
-    )
-  eligible = checked.finite if exclude is None else checked.finite & ~exclude
-  count = rows_wanted(budget, unit, int(eligible.sum()), length, chosen.weighted)
+  names = list(sets)
+  shares = _shares(names, task_quotas)
+  must = constraints.rows_of(must_include, pool, "must_include")
+  excluded = constraints.rows_of(must_exclude, pool, "must_exclude")
+  caps, floors = caps or {}, floors or {}
+  _check_constraints(method, chosen.weighted, unit, must.size, bool(caps or floors))
+
+  # What a ranking takes is told before the pool is walked over: as if every row might be taken.
   mesh = sharding.make_mesh()
-  walker = Walker(pool, eligible, mesh, report=report, stop=stop)
-  queries = None if queries is None else queries.astype(np.float32)
-  axis = sharding.row_axes(mesh)
-  task = Task(pool.size, pool.width, eligible, axis, queries, score, length)
-  requests = chosen.rank(jax.random.key(seed), task, count)
-  request = next(requests)
+  axis, everything = sharding.row_axes(mesh), np.ones(pool.size, bool)
+  task = Task(pool.size, pool.width, everything, axis, None, score, length)
+  sets = {name: x.astype(np.float32) for name, x in sets.items()}
+  by_task = bool(sets) and "" not in sets
+  if not by_task:
+    task = task._replace(queries=sets.get(""))
+  count = checks.rows_wanted(budget, unit, pool.size, length, chosen.weighted)
+  if approve:
+    cost = tasks.tasks_cost(chosen, task, count, sets) if by_task else chosen.cost(task, count)
+    approve(plan.make_plan(pool, cost))
+
+  walks = Walks(pool, report=report, stop=stop, answers=answers)
+  checked = checks.check_rows(walks, on_nonfinite)
+  if not checked.finite.all():
+    warn(f"{(~checked.finite).sum():,} rows hold a NaN or an infinity: they are dropped")
+  if sets and checked.zero.any():
+    first = np.flatnonzero(checked.zero)[0]
+    warn(
+      f"{checked.zero.sum():,} rows are all zeros, the first is row {first}: no query finds them"
+    )
+  eligible = checked.finite.copy() if exclude is None else checked.finite & ~exclude
+  eligible[excluded] = False
+  lost = must[~eligible[must]]
+  if lost.size:
+    raise ValueError(f"row {lost[0]} is in must_include, but is excluded or not finite: decide")
+  rows, left = int(eligible.sum()), None if length is None else length[eligible]
+  count = checks.rows_wanted(budget, unit, rows, left, chosen.weighted)
+  task = task._replace(eligible=eligible)
+  limits = None
+  if caps or floors:
+    limits = constraints.limits(pool, caps, floors, count=count, eligible=eligible, must=must)
+  elif must.size > count and unit != "tokens":
+    raise ValueError(f"must_include has {must.size} rows, the budget is {count}")
+
+  def fit(ranking: Ranking) -> Subset | None:
+    ranking = constraints.put_first(ranking, must) if must.size else ranking
+    if limits is not None:
+      return subset.within_limits(ranking, count, limits, must)
+    tokens = length[ranking.index] if unit == "tokens" and length is not None else None
+    return subset.within(ranking, count, must.size, tokens=tokens, budget=budget, rows=rows)
+
+  key = jax.random.key(seed)
+  if by_task:
+    requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
+  else:
+    requests = chosen.rank(key, task, count)
+  found, ranked = first_fit(requests, Walker(walks, eligible, mesh), fit, count, rows)
+  if found is None:
+    raise ValueError(
+      f"method {method} ranks {ranked} rows, too few for a budget of {budget:g} {unit}: the others"
+      f" have no direction, being all zeros ({checked.zero.sum()} rows) or, to a method that"
+      " centres, equal to the mean. Lower the budget, or take a method without queries"
+    )
+  return found._replace(tasks=tuple(names) if by_task else ())
+
+
+def first_fit(
+  requests: Generator[Any, Any, None],
+  walker: Walker,
+  fit: Callable[[Ranking], Subset | None],
+  count: int,
+  most: int,
+) -> tuple[Subset | None, int]:
+  """What ``fit`` makes of the first ranking that is long enough for it.
+
+  Args:
+    requests: of a method, which was asked for ``count`` rows.
+    walker: that answers them.
+    fit: gives None where it needs a longer ranking.
+    count: rows that were asked for.
+    most: rows that there are to ask for.
+
+  Returns:
+    The subset, None if no ranking was long enough; and the rows that the last one had.
+  """
+  request, ranked = next(requests), 0
   while True:
     if not isinstance(request, Ranking):
       request = requests.send(walker(request))
       continue
-    taken = within(request, budget if unit == "tokens" else None, count, length)
-    if taken is not None:
-      return taken
-    if count >= eligible.sum():
-      raise ValueError(
-        f"method {method} ranks {len(request.index)} rows, the budget is {count}: lower it, or give"
-        " rows without a direction (all zeros) one"
-      )
-    count = min(2 * count, int(eligible.sum()))
-    request = requests.send(count)
+    found, ranked = fit(request), len(request.index)
+    if found is not None or count >= most:
+      return found, ranked
+    count = min(2 * count, most)
+    try:
+      request = requests.send(count)
+    except StopIteration:
+      return None, ranked
 
 
-def check_queries(queries: np.ndarray, width: int) -> None:
-  """Raises a ValueError unless ``queries`` are finite rows of ``width`` columns."""
-  if queries.ndim != 2 or not len(queries) or queries.shape[1] != width:
+def _sets(queries: np.ndarray | Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+  if queries is None:
+    return {}
+  return dict(queries) if isinstance(queries, Mapping) else {"": queries}
+
+
+def _shares(names: list[str], quotas: Mapping[str, float] | None) -> np.ndarray:
+  """The parts of sets of queries in a budget, in their order."""
+  quotas = dict.fromkeys(names, 1.0) if quotas is None else quotas
+  if sorted(quotas) != sorted(names):
     raise ValueError(
-      f"queries have shape {queries.shape}, the pool has {width} columns: embed both with the same"
-      " model"
+      f"task_quotas are of {', '.join(quotas)}, queries of {', '.join(names)}: name the same tasks"
     )
-  bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
-  if bad.size:
-    raise ValueError(f"query {bad[0]} holds a NaN or an infinity: repair it")
+  shares = np.array([float(quotas[name]) for name in names])
+  if names and not (np.isfinite(shares).all() and (shares >= 0).all() and shares.any()):
+    raise ValueError(f"task_quotas must be at least 0 and not all 0, got {dict(quotas)}")
+  return shares
 
 
-def check_rows(pool: Pool, report: Callable[[str, int, int], Any]) -> Checked:
-  """Looks at every row once."""
-  finite, zero, start = np.empty(pool.size, bool), 0, 0
-  for x in pool.blocks(block_rows(pool.size, pool.width)):
-    with np.errstate(over="ignore", invalid="ignore"):
-      norm2 = np.einsum("ij,ij->i", x, x)
-    finite[start : start + len(x)] = np.isfinite(norm2)
-    zero += int((norm2 == 0).sum())
-    start += len(x)
-    report("checking", start, pool.size)
-  return Checked(finite, zero)
-
-
-def rows_wanted(
-  budget: float, unit: str, rows: int, length: np.ndarray | None, weighted: bool
-) -> int:
-  """How many rows to rank at first for a budget.
-
-  >>> rows_wanted(0.035, "fraction", 2_000_000, None, False)
-  70000
-  """
-  if unit not in ("fraction", "rows", "tokens"):
-    raise ValueError(f"budget_unit must be fraction, rows or tokens, got {unit!r}")
-  if unit == "tokens":
-    if length is None:
-      raise ValueError("a budget of tokens needs the column length: set --config.columns.length")
-    if weighted:
-      raise ValueError("weights hold for a number of rows: give a budget of fraction or rows")
-    if not np.isfinite(length).all() or (length < 0).any():
-      raise ValueError("lengths must be numbers of at least 0")
-    if not 0 < budget <= length.sum():
-      raise ValueError(f"the budget must be in (0, {length.sum():.0f}] tokens, got {budget}")
-    return int(np.clip(np.ceil(budget / max(length.mean(), 1e-9)), 1, rows))
-  if unit == "rows" and budget != int(budget):
-    raise ValueError(f"a budget of rows is a whole number, got {budget}: or set fraction")
-  count = round(budget * rows) if unit == "fraction" else int(budget)
-  if not 1 <= count <= rows or (unit == "fraction" and budget > 1):
-    raise ValueError(f"the budget is {budget} {unit} of a pool of {rows} rows: give 1 to all rows")
-  return count
-
-
-def within(
-  ranking: Ranking, tokens: float | None, count: int, length: np.ndarray | None
-) -> Ranking | None:
-  """The first rows of a ranking within the budget; None if it is too short to tell."""
-  m = min(count, len(ranking.index))
-  if tokens is not None:
-    assert length is not None
-    total = np.cumsum(length[ranking.index])
-    m = int(np.searchsorted(total, tokens, side="right"))
-    if m == len(total) and m < len(length):
-      return None
-  elif ranking.weight is None and m < count:
-    return None
-  return Ranking(*(None if column is None else column[:m] for column in ranking))
+def _check_constraints(method: str, weighted: bool, unit: str, must: int, bounded: bool) -> None:
+  if weighted and (must or bounded):
+    raise ValueError(
+      f"method {method} weights rows so that sums over them are unbiased; must_include, caps and"
+      " floors would change who is drawn, and no weight would hold: leave them out (must_exclude"
+      " makes the pool smaller, and is fine)"
+    )
+  if unit == "tokens" and bounded:
+    raise ValueError("caps and floors count rows: give a budget of fraction or rows")

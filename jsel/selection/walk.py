@@ -10,55 +10,120 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsel import sharding
+from jsel.selection.answers import Answers, Walked
 from jsel.selection.pool import Pool
 from jsel.selectors.parts import Block, Pass, Take
 
 BLOCK = 65_536  # rows, at the most
 BLOCK_BYTES = 2**28
+KEPT_BYTES = 2**28  # of rows that were read: more are read again sooner than written
 
 
 class Stopped(Exception):
   """The walk was asked to stop between two blocks."""
 
 
-class Walker:
-  """Answers a method's requests.
+class Walks:
+  """Walks over ``pool``, one after another; those of an earlier run are not walked again.
 
   Args:
     pool: to walk over.
-    eligible: ``[n]`` bool, the rows that may be taken.
-    mesh: that blocks are split over.
-    report: told what is done, rows so far and rows in all.
+    report: told what is done, rows so far (0 at first) and rows in all.
     stop: asked between blocks whether to raise `Stopped`.
+    answers: where walks are kept, if anywhere.
   """
 
   def __init__(
     self,
     pool: Pool,
-    eligible: np.ndarray,
-    mesh: Mesh,
     *,
     report: Callable[[str, int, int], Any] = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
+    answers: Answers | None = None,
   ):
-    self._pool, self._eligible, self._mesh = pool, eligible, mesh
-    self._report, self._stop = report, stop
-    self._rows = block_rows(pool.size, pool.width)
+    self.pool, self.rows = pool, block_rows(pool.size, pool.width)
+    self._report, self._stop, self._answers = report, stop, answers
+    self._asked = 0
+
+  def __call__(
+    self,
+    name: str,
+    state: Any,
+    rows: dict[str, np.ndarray],
+    step: Callable[[Any, dict[str, np.ndarray], int, np.ndarray], Any],
+    *,
+    keep: bool = True,
+  ) -> tuple[Any, dict[str, np.ndarray]]:
+    """The state after the last block, and what was found of rows.
+
+    Args:
+      name: of what the walk does.
+      state: before the first block.
+      rows: to be filled by ``step``, which may add to them.
+      step: ``(state, rows, start, x) -> state`` of the block ``x`` that begins at row ``start``.
+      keep: whether a later run is to have what this walk finds.
+    """
+    number, self._asked = self._asked, self._asked + 1
+    answers = self._answers if keep else None
+    walked = Walked(0, state, rows)
+    kept = answers.load(number, walked) if answers else None
+    done, state, rows = kept or walked
+    self._report(name, done, self.pool.size)
+    for start, x in self._blocks(done):
+      if self._stop():
+        if answers:
+          answers.save(number, Walked(start, state, rows))
+        raise Stopped
+      state = step(state, rows, start, x)
+      done = start + len(x)
+      if answers and answers.is_due():
+        answers.save(number, Walked(done, state, rows))
+      self._report(name, done, self.pool.size)
+    state = jax.device_get(state)
+    if answers and (kept is None or kept.done < done):
+      answers.save(number, Walked(done, state, rows))
+    return state, rows
+
+  def _blocks(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks and where they start; the next one is read while one is worked on."""
+    if start == self.pool.size:
+      return
+    blocks = self.pool.blocks(self.rows, start)
+    with ThreadPoolExecutor(1) as reader:
+      ahead = reader.submit(next, blocks, None)
+      while (x := ahead.result()) is not None:
+        ahead = reader.submit(next, blocks, None)
+        yield start, x
+        start += len(x)
+
+
+class Walker:
+  """Answers a method's requests.
+
+  Args:
+    walks: over the pool.
+    eligible: ``[n]`` bool, the rows that may be taken.
+    mesh: that blocks are split over.
+  """
+
+  def __init__(self, walks: Walks, eligible: np.ndarray, mesh: Mesh):
+    self._walks, self._eligible, self._mesh = walks, eligible, mesh
     self._steps: dict[Any, Any] = {}
 
   def __call__(self, request: Pass | Take) -> Any:
     """The answer of a request (`jsel.selectors.parts`)."""
-    return self._take(request.index) if isinstance(request, Take) else self._pass(request)
+    return take(self._walks, request.index) if isinstance(request, Take) else self._pass(request)
 
   def _pass(self, request: Pass) -> tuple[Any, dict[str, np.ndarray]]:
     split, same = sharding.rows_sharding(self._mesh), NamedSharding(self._mesh, P())
-    step = self._step(request.update)
-    state, shared = jax.device_put((request.state, request.shared), same)
-    found: dict[str, np.ndarray] = {}
-    for start, x in self._blocks(request.name):
-      valid = np.zeros(self._rows, bool)
+    update = self._step(request.update)
+    shared = jax.device_put(request.shared, same)
+    size, count = self._walks.pool.size, self._walks.rows
+
+    def step(state: Any, found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
+      valid = np.zeros(count, bool)
       valid[: len(x)] = self._eligible[start : start + len(x)]
-      padded = np.zeros((self._rows, self._pool.width), np.float32) if len(x) < self._rows else x
+      padded = np.zeros((count, x.shape[1]), np.float32) if len(x) < count else x
       # What may not be taken has no influence, not even where it is no number.
       padded[: len(x)] = np.where(valid[: len(x), None], x, 0)
       block = Block(
@@ -66,34 +131,14 @@ class Walker:
         sharding.place(valid, split),
         jax.device_put(np.int32(start), same),
       )
-      state, rows = step(state, shared, block)
+      state, rows = update(jax.device_put(state, same), shared, block)
       for name, column in jax.device_get(rows).items():
         if name not in found:
-          found[name] = np.empty((self._pool.size, *column.shape[1:]), column.dtype)
+          found[name] = np.zeros((size, *column.shape[1:]), column.dtype)
         found[name][start : start + len(x)] = column[: len(x)]
-    return jax.device_get(state), found
+      return state
 
-  def _take(self, index: np.ndarray) -> np.ndarray:
-    order = np.argsort(index, kind="stable")
-    wanted = index[order]
-    taken = np.empty((len(index), self._pool.width), np.float32)
-    for start, x in self._blocks("reading rows"):
-      first, last = np.searchsorted(wanted, [start, start + len(x)])
-      taken[order[first:last]] = x[wanted[first:last] - start]
-    return taken
-
-  def _blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks and where they start; the next one is read while one is worked on."""
-    blocks, start = self._pool.blocks(self._rows), 0
-    with ThreadPoolExecutor(1) as reader:
-      ahead = reader.submit(next, blocks, None)
-      while (x := ahead.result()) is not None:
-        ahead = reader.submit(next, blocks, None)
-        if self._stop():
-          raise Stopped
-        yield start, x
-        start += len(x)
-        self._report(name, start, self._pool.size)
+    return self._walks(request.name, request.state, {}, step)
 
   def _step(self, update: Callable[..., Any]) -> Any:
     if update not in self._steps:
@@ -107,6 +152,21 @@ class Walker:
         )
       )
     return self._steps[update]
+
+
+def take(walks: Walks, index: np.ndarray) -> np.ndarray:
+  """The rows ``index`` of the pool, in any order, float32 ``[m, d]``."""
+  order = np.argsort(index, kind="stable")
+  wanted = index[order]
+
+  def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
+    first, last = np.searchsorted(wanted, [start, start + len(x)])
+    found["taken"][order[first:last]] = x[wanted[first:last] - start]
+    return state
+
+  taken = np.zeros((len(index), walks.pool.width), np.float32)
+  keep = taken.nbytes <= KEPT_BYTES
+  return walks("reading rows", (), {"taken": taken}, step, keep=keep)[1]["taken"]
 
 
 def block_rows(size: int, width: int) -> int:

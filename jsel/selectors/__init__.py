@@ -15,6 +15,7 @@ from jsel.selectors.base import (
   Selector,
   with_fit,
 )
+from jsel.selectors.dac_rounds import dac_rounds
 from jsel.selectors.full import full
 from jsel.selectors.infobatch import infobatch
 from jsel.selectors.loss import loss
@@ -24,6 +25,7 @@ from jsel.selectors.rep_div_plain import rep_div_plain
 from jsel.selectors.rs2 import rs2
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
+  "dac_rounds": dac_rounds,
   "full": full,
   "infobatch": infobatch,
   "loss": loss,

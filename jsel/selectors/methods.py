@@ -8,11 +8,14 @@ from typing import Any
 from jsel.selectors.crds_r import crds_r
 from jsel.selectors.crds_w import crds_w
 from jsel.selectors.dac import dac
+from jsel.selectors.deita import deita
+from jsel.selectors.k_center import k_center
 from jsel.selectors.km_closest import km_closest
 from jsel.selectors.km_random import km_random
 from jsel.selectors.kmq import kmq
 from jsel.selectors.longest import longest
 from jsel.selectors.parts import Method
+from jsel.selectors.qdit import qdit
 from jsel.selectors.random import random_order
 from jsel.selectors.rds import rds
 from jsel.selectors.sensitivity import sensitivity
@@ -22,10 +25,13 @@ METHODS: dict[str, Callable[..., Method]] = {
   "crds_r": crds_r,
   "crds_w": crds_w,
   "dac": dac,
+  "deita": deita,
+  "k_center": k_center,
   "km_closest": km_closest,
   "km_random": km_random,
   "kmq": kmq,
   "longest": longest,
+  "qdit": qdit,
   "random": random_order,
   "rds": rds,
   "sensitivity": sensitivity,

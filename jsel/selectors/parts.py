@@ -67,6 +67,7 @@ class Ranking(NamedTuple):
   query: np.ndarray | None = None  # [m] int32, the query that picked the row
   similarity: np.ndarray | None = None  # [m] float32, to that query
   cluster: np.ndarray | None = None  # [m] int32, the cluster that it was picked from
+  task: np.ndarray | None = None  # [m] int32, the set of queries whose turn it was
 
 
 class Task(NamedTuple):

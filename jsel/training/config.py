@@ -1,7 +1,6 @@
 """Every key that a run can be told, with its default; a file in configs/ changes some of them."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -102,22 +101,3 @@ def _options(model: type) -> dict[str, Any]:
 HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
 HARMLESS += ("compilation_cache", "data.dir", "data.cache_dir", "workers", "threads", "read_ahead")
 HARMLESS += ("pool.examples", "pool.input_shape", "pool.input_dtype", "pool.classes")
-
-
-def check_resumable(saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-  """Raises a ValueError that names the first key by which ``config`` differs from the saved one."""
-  before, now = _flat(saved), _flat(config)
-  for key in sorted({*before, *now} - set(HARMLESS)):
-    if before.get(key) != now.get(key):
-      raise ValueError(
-        f"the workdir holds a run with {key}={before.get(key)!r}, this one has {now.get(key)!r}:"
-        " choose another --workdir, or the same value"
-      )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    inner = isinstance(value, Mapping)
-    flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-  return flat

@@ -20,7 +20,7 @@ from jsel.training.metrics import read_metrics
 
 # Okabe and Ito's blue and vermilion: told apart by the colour-blind and in print.
 _TRAIN, _EVAL, _INK, _FAINT = "#0072b2", "#d55e00", "#222222", "#8a8a8a"
-_STYLE = {
+STYLE = {
   "font.family": "DejaVu Sans",
   "font.size": 9.5,
   "text.color": _INK,
@@ -52,7 +52,7 @@ def plot_curves(workdir: os.PathLike[str] | str) -> epath.Path:
   workdir = epath.Path(workdir)
   lines = read_metrics(workdir)
   summary, config = _read_json(workdir / "summary.json"), _read_json(workdir / "config.json")
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(13.2, 6.9), facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(

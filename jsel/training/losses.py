@@ -7,7 +7,7 @@ import optax
 from jsel.models import Outputs
 
 # The built-in per-row outputs of `classification`.
-FEEDBACK = ("loss", "probability", "features", "grad_norm", "correct")
+FEEDBACK = ("loss", "probability", "features", "grad_norm", "correct", "gap")
 
 
 def classification(
@@ -22,8 +22,9 @@ def classification(
 
   Returns:
     ``loss`` (nats), ``probability`` of the label, ``correct`` (0 or 1),
-    ``grad_norm`` (of the loss by the last layer's weights and bias), each
-    ``[b]`` float32, and ``features [b, f]``.
+    ``grad_norm`` (of the loss by the last layer's weights and bias), ``gap``
+    (of the log-probabilities of what is predicted and of the label, 0 where they
+    are one), each ``[b]`` float32, and ``features [b, f]``.
 
   Raises:
     ValueError: if ``label_smoothing`` is not in [0, 1).
@@ -45,6 +46,7 @@ def classification(
     "loss": loss,
     "probability": jnp.exp(-of_label),
     "correct": (logits.argmax(axis=1) == labels).astype(jnp.float32),
+    "gap": log_probability.max(axis=1) + of_label,
     "features": outputs.features,
     "grad_norm": jnp.sqrt(squares(error) * (squares(outputs.features) + 1)),
   }

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jsel.selectors import Batch, Pool
+from jsel.training.amounts import readable
 from jsel.training.gradients import Learner
 from jsel.training.state import TrainState
 
@@ -137,14 +138,3 @@ def _limit(device: jax.Device) -> int | None:
     return memory // jax.local_device_count()
   stats = device.memory_stats()
   return stats.get("bytes_limit") if stats else None
-
-
-def readable(size: float) -> str:
-  """Bytes for people.
-
-  >>> readable(3 * 2**29)
-  '1.5 GiB'
-  """
-  units = ["B", "KiB", "MiB", "GiB", "TiB"]
-  power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
-  return f"{size / 1024**power:.3g} {units[power]}"

@@ -1,7 +1,6 @@
 """What a run reports while it goes: metrics.jsonl, TensorBoard events, a line on the screen."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from jsel.training import outputs
+from jsel.training.amounts import clock
 
 _REMOTE_SECONDS = 60.0  # an object store takes a file whole: not at every line
 
@@ -143,7 +143,7 @@ def progress_line(
   """
   width = len(str(total))
   parts = [f"step  {step:>{width}}/{total} {100 * step // max(total, 1):>3}%"]
-  parts += [f"eta {_clock(eta_seconds)}"]
+  parts += [f"eta {clock(eta_seconds)}"]
   for tag, form in (
     ("examples_per_second", lambda value: f"{value:,.0f} ex/s"),
     ("train/loss", lambda value: f"loss {value:.4f}"),
@@ -153,14 +153,6 @@ def progress_line(
     if values.get(tag) is not None:
       parts.append(form(float(values[tag])))
   return "  ".join(parts)
-
-
-def _clock(seconds: float | None) -> str:
-  if seconds is None or not math.isfinite(seconds):
-    return "-:--"
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Progress:

@@ -1,5 +1,6 @@
 """The files that a run leaves behind, each whole or not there."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import io
@@ -8,9 +9,10 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import jsel
+from jsel.data import files
 
 _EXPOSURE = {
   "index": np.int32,
@@ -44,17 +47,29 @@ def put(path: os.PathLike[str] | str, content: bytes) -> None:
 
   Locally under a temporary name, then renamed; an object store does so by itself.
   """
-  path = epath.Path(path)
   if is_remote(path):
-    path.write_bytes(content)
+    epath.Path(path).write_bytes(content)
     return
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  with whole_file(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: os.PathLike[str] | str) -> Iterator[IO[bytes]]:
+  """A file to write; where the block ends well, ``path`` has what was written, else what it had."""
+  path = epath.Path(path)
+  folder = Path(tempfile.gettempdir()) if is_remote(path) else path.parent
+  temporary = Path(folder / f".{path.name}.{os.getpid()}.tmp")
   try:
     with open(temporary, "wb") as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())  # the rename must not reach the disk before the content
-    os.replace(temporary, path)
+    if is_remote(path):
+      files.put(str(temporary), str(path))
+      temporary.unlink()
+    else:
+      os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise

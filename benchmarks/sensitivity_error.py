@@ -1,0 +1,234 @@
+"""How far off the total loss is that a weighted sample estimates, against uniform sampling.
+
+    python -m benchmarks.sensitivity_error
+
+The losses are those of a probe on WordNet's noun glosses, as in benchmarks/subset_accuracy.py. For
+samples of 100 to 10,000 rows, 100 draws each: the root mean square of (estimate - total) / total,
+and the mean error in its own standard errors, which is within 4 for an unbiased estimate.
+Sensitivity sampling is told the loss of a random share of the rows and finds its centers among
+them; uniform sampling of the same kind weighs each row n / s. Then how often the estimate misses
+the bound eps (L + 2 Phi) that holds with probability 1 - delta, with Lambda the true largest ratio.
+
+Leaves benchmarks/results/sensitivity_error.json.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks import glosses
+from benchmarks.heads import Settings
+from benchmarks.kernels.cases import RESULTS
+from benchmarks.machine import machine
+from jsel.kernels import kmeans, sampling
+from jsel.selectors.sensitivity import (
+  bounds,
+  by_priority,
+  nearest,
+  probabilities,
+  with_replacement,
+)
+
+PATH = RESULTS / "sensitivity_error.json"
+SIZES = (100, 300, 1000, 3000, 10_000)
+FLOOR = 0.05
+# Shares of the rows whose losses are known, and clusters.
+DESIGNS = ((1.0, 256), (0.05, 256), (0.01, 256), (0.05, 64))
+DELTA = 0.1
+# "ratio" is "priority" with the estimate over that of the sum of p, which is known to be 1.
+KINDS = ("priority", "ratio", "replacement", "systematic")
+
+
+class Design(NamedTuple):
+  """What rows are drawn by."""
+
+  p: np.ndarray  # [n] float64, sums to 1
+  labels: np.ndarray  # [n] int32
+  slack: float  # Phi: the sum of Lambda times the distance
+  correlation: float  # of the bound and the loss
+
+
+def design(
+  x: np.ndarray,
+  loss: np.ndarray,
+  *,
+  known: float,
+  clusters: int,
+  quantile: float,
+  power: int = 2,
+  seed: int = 0,
+) -> Design:
+  """That of `jsel.selectors.sensitivity`, with what its bound is made of.
+
+  Args:
+    x: ``[n, d]`` float32.
+    loss: ``[n]``, at least 0.
+    known: share of the rows whose loss it is told.
+    clusters: of k-means.
+    quantile: of the ratios that a cluster's Lambda is; 1 bounds all that are known.
+    power: of the distance.
+    seed: of the rows that are known and of k-means.
+  """
+  n = len(x)
+  rows = np.random.default_rng([4, seed]).permutation(n)[: round(known * n)]
+  told = np.full(n, np.nan)
+  told[rows] = loss[rows]
+  every = jnp.asarray(x)
+  centers = kmeans.plus_plus(jax.random.key(seed), every, clusters)
+  centers = kmeans.fit(every, centers, max_iters=50).centers
+  labels, distance2 = (np.asarray(found) for found in kmeans.assign(every, centers))
+  center = nearest(labels, np.where(np.isfinite(told), distance2, np.nan))
+  labels, distance2 = (np.asarray(found) for found in kmeans.assign(every, every[center]))
+  distance = distance2.astype(np.float64) ** (power / 2)
+  bound = bounds(labels, distance, told, told[center], slope=-1.0, quantile=quantile)
+  p = probabilities(bound, np.ones(n, bool), FLOOR)
+  slack = float((bound - told[center][labels]).sum())
+  return Design(p, labels, slack, float(np.corrcoef(bound, loss)[0, 1]))
+
+
+def estimates(
+  found: Design, loss: np.ndarray, size: int, draws: int, *, kind: str, uniform: bool = False
+) -> np.ndarray:
+  """``[draws]`` estimates of the total by samples of ``kind``, each of a seed of its own.
+
+  Uniform samples are drawn with replacement where ``kind`` is, else without.
+  """
+  n = len(loss)
+  totals = []
+  for seed in range(draws):
+    if uniform:
+      rng = np.random.default_rng([5, seed])
+      picks = rng.choice(n, size, replace=kind == "replacement")
+      totals.append(n / size * loss[picks].sum())
+      continue
+    index, weight = drawn(jax.random.key(seed), found, size, kind)
+    total = np.dot(weight, loss[index])
+    totals.append(total / np.dot(weight, found.p[index]) if kind == "ratio" else total)
+  return np.array(totals)
+
+
+def drawn(key: jax.Array, found: Design, size: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of a sample and what their losses are to be multiplied by, float64."""
+  if kind == "systematic":
+    sample = sampling.systematic(key, jnp.asarray(found.p, jnp.float32), size)
+    return np.asarray(sample.indices), np.asarray(sample.weights, np.float64)
+  draw = with_replacement if kind == "replacement" else by_priority
+  ranking = draw(key, found.p, found.labels, size)
+  return ranking.index, np.asarray(ranking.weight, np.float64)
+
+
+def errors(totals: np.ndarray, truth: float) -> dict[str, float]:
+  """Relative root mean square, and the mean error in standard errors."""
+  off = totals / truth - 1
+  standard = off.std(ddof=1) / np.sqrt(len(off))
+  return {"rms": float(np.sqrt((off**2).mean())), "bias_sigmas": float(off.mean() / standard)}
+
+
+def compare(
+  found: Design, loss: np.ndarray, sizes: Sequence[int], draws: int
+) -> list[dict[str, Any]]:
+  """A result for each size and kind of draw."""
+  results = []
+  for size in sizes:
+    for kind in KINDS:
+      own = errors(estimates(found, loss, size, draws, kind=kind), loss.sum())
+      bar = errors(estimates(found, loss, size, draws, kind=kind, uniform=True), loss.sum())
+      results.append(
+        {"size": size, "kind": kind, "draws": draws, "sensitivity": own, "uniform": bar}
+      )
+  return results
+
+
+def epsilon(size: int, delta: float, floor: float) -> float:
+  """The least eps with ``(1 - floor) size >= (2 + 2 eps / 3) log(2 / delta) / eps^2`` (Bernstein).
+
+  >>> round(epsilon(1000, 0.1, 0.05), 3)
+  0.080
+  """
+  log = np.log(2 / delta) / (1 - floor)
+  return float((log / 3 + np.sqrt((log / 3) ** 2 + 2 * log * size)) / size)
+
+
+def misses(
+  found: Design, loss: np.ndarray, sizes: Sequence[int], draws: int
+) -> list[dict[str, Any]]:
+  """How often draws with replacement miss the bound, which `DELTA` of them may."""
+  results = []
+  for size in sizes:
+    eps = epsilon(size, DELTA, FLOOR)
+    off = np.abs(estimates(found, loss, size, draws, kind="replacement") - loss.sum())
+    missed = float((off > eps * (loss.sum() + 2 * found.slack)).mean())
+    relative = eps * (1 + 2 * found.slack / loss.sum())
+    results.append(
+      {
+        **{"size": size, "draws": draws, "eps": eps, "of_total": float(relative)},
+        **{"delta": DELTA, "missed": missed, "largest": float(off.max() / loss.sum())},
+      }
+    )
+  return results
+
+
+def table(results: list[dict[str, Any]]) -> str:
+  """A row a design, size and kind of draw, as Markdown."""
+  lines = [
+    "| losses known | clusters | correlation of bound and loss | draws | rows drawn"
+    " | uniform, RMS | sensitivity, RMS | uniform over sensitivity | bias in standard errors |",
+    f"|{9 * '---|'}",
+  ]
+  for one in results:
+    for run in one["sizes"]:
+      own, bar = run["sensitivity"], run["uniform"]
+      lines.append(
+        f"| {100 * one['known']:g} % | {one['clusters']} | {one['correlation']:.2f}"
+        f" | {run['kind']} | {run['size']:,} | {100 * bar['rms']:.2f} % | {100 * own['rms']:.2f} %"
+        f" | {bar['rms'] / own['rms']:.2f} | {own['bias_sigmas']:+.1f} |"
+      )
+  return "\n".join(lines)
+
+
+def bound_table(results: list[dict[str, Any]]) -> str:
+  """A row a size, as Markdown."""
+  lines = ["| rows drawn | draws | eps | bound of the total | largest error | missed | allowed |"]
+  lines.append(f"|{7 * '---|'}")
+  for run in results:
+    lines.append(
+      f"| {run['size']:,} | {run['draws']:,} | {run['eps']:.3f} | {100 * run['of_total']:.1f} % |"
+      f" {100 * run['largest']:.1f} % | {100 * run['missed']:.2f} % | {100 * run['delta']:g} % |"
+    )
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  given = flags.FLAGS
+  rows = glosses.read_wordnet(given.cache)
+  parts = glosses.split(rows.labels)
+  chosen = json.loads((RESULTS / "subset_accuracy.json").read_text())["settings"]
+  loss, right = glosses.probe(rows, parts, Settings(**chosen))
+  x, loss = rows.x[parts.pool], loss.astype(np.float64)
+  results = []
+  for known, clusters in DESIGNS:
+    found = design(x, loss, known=known, clusters=clusters, quantile=0.95)
+    about = {"known": known, "clusters": clusters, "correlation": found.correlation}
+    results.append({**about, "sizes": compare(found, loss, SIZES, given.draws)})
+    print("\n".join(table(results[-1:]).splitlines()[2:]), flush=True)
+  true = design(x, loss, known=1.0, clusters=256, quantile=1.0)
+  bound = misses(true, loss, SIZES, 2000)
+  result = {
+    **{"rows": len(x), "probe_accuracy": right, "mean_loss": float(loss.mean())},
+    "coefficient_of_variation": float(loss.std() / loss.mean()),
+    **{"results": results, "bound": bound, "machine": machine()},
+  }
+  PATH.write_text(json.dumps(result, indent=2) + "\n")
+  print(bound_table(bound))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("cache", glosses.CACHE, "Folder of embeddings, outside of the repository.")
+  flags.DEFINE_integer("draws", 100, "For each size and kind, at least 100.")
+  app.run(main)

@@ -1,0 +1,178 @@
+"""The subsets' part of BENCHMARKS.md, from benchmarks/results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import (
+  sensitivity_error,
+  subset_accuracy,
+  subset_clusters,
+  subset_overlap,
+  subset_speed,
+  subset_transfer,
+)
+
+
+def machines(measured: list[dict[str, Any]]) -> str:
+  """The machines and versions of what was measured, in a sentence."""
+  facts = {json.dumps(one["machine"], sort_keys=True): one["machine"] for one in measured}
+  said = []
+  for fact in facts.values():
+    versions = [f"{what} {value}" for what, value in fact.items() if what not in ("cpu", "cores")]
+    said.append(f"{fact['cpu']}, {fact['cores']} cores; {', '.join(versions)}")
+  if any(one.get("machine_shared") for one in measured):
+    said.append("others used the machine meanwhile: seconds are no measure")
+  return ". ".join(said)
+
+
+def accuracy(result: dict[str, Any]) -> str:
+  """What a classifier learns from each subset."""
+  split, chosen, runs = result["split"], result["settings"], result["runs"]
+  head = f"one hidden layer of {chosen['hidden']}" if chosen["hidden"] else "no hidden layer"
+  seeds = max(len(run["test_accuracy"]) for run in runs)
+  parts = [
+    "### What a classifier learns from a subset",
+    f"`python -m benchmarks.subset_accuracy` ({machines(runs)})",
+    f"WordNet's noun glosses, {result['classes']} skewed classes, as all-MiniLM-L6-v2 embeds"
+    f" them: a pool of {split['pool']:,} rows, {split['test']:,} for the test,"
+    f" {split['validation']:,} for the hyperparameters, {split['probe']:,} for a probe that is"
+    f" right on {100 * result['probe_accuracy']:.1f} % of the pool and whose log p(label) is the"
+    f" quality, its negative the loss; {split['reserved']:,} are held out, of which each seed"
+    f" draws 8 queries a class. The same softmax head for all: {head}, AdamW with a rate of"
+    f" {chosen['rate']:g} that falls as a cosine and a decay of {chosen['decay']:g}, batches of"
+    f" {chosen['batch']}, {chosen['epochs']} epochs of the subset: of {len(result['grid'])}"
+    " settings that of the best validation accuracy on random 3.5 %. Test accuracy in percent"
+    f" after the last step, {seeds} seeds, mean and 95 % interval (Student's). `classes` are"
+    " those that the subset has a row of; `nearest neighbours` is the validation accuracy of"
+    " their vote, without training; choosing is the call that ranks for the largest budget,"
+    " training that of one head.",
+    subset_accuracy.table(runs),
+  ]
+  if result["not_run"]:
+    said = "; ".join(f"{method} ({why})" for method, why in result["not_run"].items())
+    parts.append(f"Not run: {said}.")
+  parts += [
+    "How the rank of a method by its nearest neighbours goes with that by trained accuracy:",
+    subset_accuracy.agreement(runs),
+  ]
+  return "\n\n".join(parts)
+
+
+def transfer(result: dict[str, Any]) -> str:
+  """How much of a subset comes from the source of its queries."""
+  seeds = len({run["seed"] for run in result["runs"]})
+  return "\n\n".join(
+    (
+      "### What queries of one source bring",
+      f"`python -m benchmarks.subset_transfer` ({machines([result])})",
+      f"Natural Instructions as in BIG-bench, a slice of at most {result['rows_a_source']} of each"
+      f" of {result['sources']} subtasks ({result['rows']:,} rows of {result['rows_there']:,}),"
+      f" inputs cut at {result['cut_at']} tokens ({100 * result['cut']:.0f} % were longer), the"
+      f" definition and the target left out. {result['queries']} queries of one subtask, a budget"
+      f" of {100 * result['budget']:g} %: the share that comes from that subtask and from all"
+      f" subtasks of its corpus ({result['groups']} corpora), mean and 95 % interval over subtasks,"
+      f" each the mean of {seeds} draws of queries. crds_r has all 7 hidden states of"
+      " MiniLM, the others the last.",
+      subset_transfer.table(result["runs"]),
+    )
+  )
+
+
+def sensitivity(result: dict[str, Any]) -> str:
+  """How far off the total of a weighted sample is."""
+  draws = result["results"][0]["sizes"][0]["draws"]
+  return "\n\n".join(
+    (
+      "### How far off a weighted sample's total is",
+      f"`python -m benchmarks.sensitivity_error` ({machines([result])})",
+      f"The losses of the probe on the {result['rows']:,} rows of the pool above, their standard"
+      f" deviation {result['coefficient_of_variation']:.2f} of their mean. {draws} draws each."
+      " Uniform samples are drawn without replacement, with it beside `replacement`. `ratio`"
+      " divides the estimate of a priority sample by that of the sum of p, which is 1, and is"
+      " biased by O(1 / s). The losses that are known are queries too, which uniform sampling does"
+      " not have.",
+      sensitivity_error.table(result["results"]),
+      "With Lambda the true largest ratio of every cluster, the bound eps (L + 2 Phi) at delta"
+      f" {sensitivity_error.DELTA:g}, draws with replacement:",
+      sensitivity_error.bound_table(result["bound"]),
+    )
+  )
+
+
+def overlap(result: dict[str, Any]) -> str:
+  """What subsets have in common."""
+  share = result["budget"]
+  return "\n\n".join(
+    (
+      "### What two subsets have in common",
+      f"`python -m benchmarks.subset_overlap` ({machines([result])})",
+      f"Rows in both over rows in either, in percent, at {100 * share:g} % of the same pool; two"
+      f" random subsets have {100 * share / (2 - share):.1f}. On the diagonal between seeds, which"
+      f" draw other queries; {result['seeds']} seeds.",
+      subset_overlap.overlap_table(result["overlaps"]),
+      "With one query fewer, of all or of 8 of the largest class alone:",
+      subset_overlap.dropped_table(result["dropped"]),
+      subset_overlap.balance_table(result["balance"]),
+    )
+  )
+
+
+def clusters(result: dict[str, Any]) -> str:
+  """The silhouette's curve."""
+  results = result["results"]
+  best = lambda what: max(results, key=lambda run: np.mean(run[what]))["clusters"]
+  return "\n\n".join(
+    (
+      "### How many clusters",
+      f"`python -m benchmarks.subset_clusters` ({machines([result])})",
+      f"kmq on the same pool, {100 * result['budget']:g} %, {len(results[0]['silhouette'])} seeds;"
+      f" silhouettes of {result['sample']:,} rows. Silhouette would pick {best('silhouette'):,}"
+      f" clusters, the simplified one {best('simplified'):,}; the best test accuracy has"
+      f" {best('test_accuracy'):,}.",
+      subset_clusters.table(results),
+    )
+  )
+
+
+def speed(result: dict[str, Any]) -> str:
+  """Time and memory against the reference's way."""
+  projections, errors = result["projections"], result["cosine_errors"]
+  return "\n\n".join(
+    (
+      "### Selection by queries against the way in which research code does it",
+      f"`python -m benchmarks.subset_speed` ({machines([result])})",
+      f"Round robin over {subset_speed.QUERIES} queries, {100 * subset_speed.BUDGET:g} % of random"
+      f" unit rows of {subset_speed.WIDTH}; `dictionaries` has all products at once and a"
+      " dictionary of each query's. The first call, with compiling.",
+      subset_speed.table(result["runs"]),
+      f"CRDS-R of {subset_speed.LAYERS} layers of {subset_speed.LAYER_WIDTH:,}, a whole selection"
+      f" from {projections['rows']:,} rows: {1000 * projections['jsel']:.2f} ms a row;"
+      f" {1000 * projections['signs_anew']:.0f} ms a row for the products alone where signs are"
+      " drawn anew for each layer of each row.",
+      "The largest error of a cosine of two rows that are whitened to 64 of 1,200 components whose"
+      f" variance decays slowly: {errors['jsel']:.1e} exactly decomposed, and"
+      f" {min(errors['randomized']):.2f} to {max(errors['randomized']):.2f} by scikit-learn's"
+      f" randomised PCA of {len(errors['randomized'])} seeds.",
+    )
+  )
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  "subset_accuracy": accuracy,
+  "subset_transfer": transfer,
+  "sensitivity_error": sensitivity,
+  "subset_overlap": overlap,
+  "subset_clusters": clusters,
+  "subset_speed": speed,
+}
+
+
+def text(folder: Path) -> str:
+  """The sections of what was measured; empty if nothing was."""
+  paths = {name: folder / f"{name}.json" for name in SECTIONS}
+  there = {name: path for name, path in paths.items() if path.exists()}
+  return "\n\n".join(SECTIONS[name](json.loads(path.read_text())) for name, path in there.items())
