@@ -106,7 +106,7 @@ def test_weighted_sums_of_squares_are_unbiased_at_any_beta(problem, draws):
   [
     ({"by": "leverages"}, "by must be"),
     ({"clusters": 0}, "clusters must be at least 1"),
-    ({"columns": {"score": np.full(900, np.nan)}}, "no row has a finite score"),
+    ({"columns": {"score": np.full(900, np.nan)}}, "no row of the pool has a finite one"),
     ({}, "needs score"),
   ],
 )
