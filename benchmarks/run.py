@@ -25,6 +25,7 @@ OTHERS: dict[str, list[str]] = {
   "collectives": [],
   "pool_size": [],
   "feeds": [],
+  "sensitivity_regression": [],
 }
 SLOW: dict[str, list[str]] = {
   "accuracy --name=digits": ["--config=configs/digits.py", "--seeds=5"],

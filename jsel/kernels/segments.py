@@ -1,5 +1,7 @@
 """Sums of rows by label, exact and so in any order: clusters, classes, sources."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -105,19 +107,47 @@ def sum_by_label(
   n, d = x.shape
   if not n:
     return jnp.zeros((count, d), jnp.float32)
-  bounded = jnp.where(exponent == 2**30, 0, exponent)
-  scale = _power_of_two(LIMB - bounded)
   size = min(max(TILE_SIZE // max(d, 1), 1), LIMB_ROWS, n)
-  tiles, group = -(-n // size), LIMB_ROWS // size
 
-  def add_tile(i: jax.Array, limbs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  def tile(i: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The last tile ends with the rows, and leaves out what the one before has added.
     start = jnp.minimum(i * size, n - size)
     cut = lambda array: lax.dynamic_slice_in_dim(array, start, size)
-    label = cut(labels)
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= i * size
-    counts = fresh & (label >= 0) & (label < count)
     values = cut(weights)[:, None] * cut(x).astype(jnp.float32)
+    return jnp.where(fresh, cut(labels), -1), values
+
+  return sum_of_tiles(tile, -(-n // size), count, exponent, axis_name)
+
+
+def sum_of_tiles(
+  tile: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+  tiles: int,
+  count: int,
+  exponent: jax.Array,
+  axis_name: AxisName = None,
+) -> jax.Array:
+  """`segment_sum` of values that are made tile by tile, and never held as one.
+
+  Args:
+    tile: of tile i its ``(labels[size], values[size, d])``, ``size`` at most ``LIMB_ROWS``; values
+      labelled outside of [0, count) are left out.
+    tiles: how many there are here.
+    count: how many labels there are.
+    exponent: ``int32[d]``, as of `exponents` for all values on all devices.
+    axis_name: mesh axis (or axes) that tiles are split over.
+
+  >>> tile = lambda i: (jnp.array([0, 1, 1]), jnp.ones((3, 1)))
+  >>> sum_of_tiles(tile, 5, 2, jnp.array([1])).tolist()
+  [[5.0], [10.0]]
+  """
+  bounded = jnp.where(exponent == 2**30, 0, exponent)
+  scale = _power_of_two(LIMB - bounded)
+  group = LIMB_ROWS // jax.eval_shape(tile, jnp.int32(0))[0].shape[0]
+
+  def add_tile(i: jax.Array, limbs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    label, values = tile(i)
+    counts = (label >= 0) & (label < count)
     values = jnp.where(counts[:, None], values, 0) * scale[None]
     high = jnp.round(values)
     low = jnp.round((values - high) * 2.0**LIMB)
@@ -133,7 +163,7 @@ def sum_by_label(
     top = total[2] + (middle >> LIMB)
     return ones & (2**LIMB - 1), middle & (2**LIMB - 1), top
 
-  zeros = varying(jnp.zeros((count, d), jnp.int32), axis_name)
+  zeros = varying(jnp.zeros((count, exponent.shape[0]), jnp.int32), axis_name)
   total = lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
   if axis_name is not None:
     ones, middle, top = lax.psum(total, axis_name)

@@ -19,6 +19,7 @@ from jsel.selectors.qdit import qdit
 from jsel.selectors.random import random_order
 from jsel.selectors.rds import rds
 from jsel.selectors.sensitivity import sensitivity
+from jsel.selectors.sensitivity_regression import sensitivity_regression
 
 METHODS: dict[str, Callable[..., Method]] = {
   "crds_r": crds_r,
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "random": random_order,
   "rds": rds,
   "sensitivity": sensitivity,
+  "sensitivity_regression": sensitivity_regression,
 }
 
 

@@ -13,6 +13,7 @@ OPTIONS = {
   "km_random": {"clusters": 16},
   "dac": {"clusters": 16},
   "sensitivity": {"clusters": 16},
+  "sensitivity_regression": {"clusters": 64},
 }
 
 
