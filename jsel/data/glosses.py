@@ -28,7 +28,7 @@ def read(config: ConfigDict) -> Dataset:
   from jsel.models.encoders import open_encoder
 
   found = wordnet.read(config)
-  total, limit = len(found.texts), config.get("limit", 0)
+  total, limit = len(found.texts), int(config.get("limit") or 0)
   if not 0 <= limit <= total:
     raise ValueError(f"--config.data.limit={limit}: there are {total} glosses, 0 takes all")
   seed = config.get("split_seed", 0)
