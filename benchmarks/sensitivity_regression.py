@@ -70,8 +70,8 @@ def measure(case: Case, *, clusterings: int, draws: int) -> dict[str, Any]:
         found = by_priority(jax.random.key(draw), ps[draw % len(ps)], labels, rows)
         assert found.weight is not None
         fitted = predictions(x[found.index], y[found.index], found.weight, x)
-        excess.append(float(np.square(y - fitted).mean() / loss.mean() - 1))
-        error.append(float((found.weight * loss[found.index]).sum() / loss.sum() - 1))
+        excess.append(round(float(np.square(y - fitted).mean() / loss.mean() - 1), 9))
+        error.append(round(float((found.weight * loss[found.index]).sum() / loss.sum() - 1), 9))
       read = rows + (case.clusters if by == "clusters" else 0)
       results.append(
         {"by": by, "rows": rows, "targets_read": read, "excess_risk": excess, "sum_error": error}
@@ -113,11 +113,11 @@ def main(argv: list[str]) -> None:
   }
   about = {"clusterings": given.clusterings, "draws": given.draws}
   about |= {"machine": machine(("scikit-learn",))}
-  PATH.write_text(json.dumps(about | {"sets": sets}, indent=1) + "\n")
+  PATH.write_text(json.dumps(about | {"sets": sets}) + "\n")
   print(table(sets))
 
 
 if __name__ == "__main__":
   flags.DEFINE_integer("clusterings", 10, "Seeds of k-means.")
-  flags.DEFINE_integer("draws", 20, "Samples of each.")
+  flags.DEFINE_integer("draws", 40, "Samples of each.")
   app.run(main)

@@ -139,7 +139,8 @@ def probabilities(bound: np.ndarray, eligible: np.ndarray, floor: float) -> np.n
 
 def by_priority(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:
   """The ``count`` rows of highest ``p / u``."""
-  bits = np.asarray(row_bits(key, jnp.arange(len(p), dtype=jnp.int32)))
+  # Compiled as one: its loop would be compiled anew at every call.
+  bits = np.asarray(jax.jit(row_bits)(key, jnp.arange(len(p), dtype=jnp.int32)))
   # 53 bits, and never 0.
   u = ((bits[:, 0].astype(np.uint64) << 21 | bits[:, 1] >> 11).astype(np.float64) + 0.5) * 2.0**-53
   rows = np.flatnonzero(p > 0)
