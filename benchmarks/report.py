@@ -24,6 +24,7 @@ from benchmarks import (
   overhead,
   pool_size,
   select_big,
+  sensitivity_regression,
   subset_sections,
 )
 from benchmarks.kernels.cases import RESULTS, ROOT, table
@@ -44,6 +45,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
   "pool_size": ("pool_size", pool_size.page),
   "big_pool": ("big_pool", of_results(big_pool.table)),
   "select_big": ("select_big", of_results(select_big.table)),
+  "sensitivity_regression": (
+    "sensitivity_regression",
+    lambda result: sensitivity_regression.table(result["sets"]),
+  ),
   "aot": ("aot", aot.table),
 }
 
