@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import glosses
 from benchmarks.glosses import Rows, Split
 from jsel.selection import select
+from jsel.selection.subset import Subset
 from jsel.selectors.methods import make
 from jsel.selectors.parts import Ranking
 
@@ -26,7 +27,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
 class Ranked(NamedTuple):
   """The answer for one budget."""
 
-  ranking: Ranking
+  ranking: Subset
   seconds: float  # of the call
 
 
@@ -81,7 +82,7 @@ def rankings(
   return [call(budgets[-1])] * len(budgets)
 
 
-def cut(ranking: Ranking, length: np.ndarray, unit: str, budget: float) -> Ranking:
+def cut(ranking: Ranking | Subset, length: np.ndarray, unit: str, budget: float) -> Ranking:
   """The first rows of ``ranking``, ``budget`` of all rows or of all tokens.
 
   Args:
@@ -100,4 +101,5 @@ def cut(ranking: Ranking, length: np.ndarray, unit: str, budget: float) -> Ranki
   else:
     total = np.cumsum(length[ranking.index].astype(np.int64))
     count = int(np.searchsorted(total, round(budget * int(length.sum())), side="right"))
-  return Ranking(*(None if column is None else column[:count] for column in ranking))
+  columns = (getattr(ranking, name) for name in Ranking._fields)
+  return Ranking(*(None if column is None else column[:count] for column in columns))
