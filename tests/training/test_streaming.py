@@ -21,7 +21,7 @@ from jsel.training.state import Keys, init_state
 SIZE, BATCH, CLASSES, FEATURES = 420, 32, 5, 12
 STEPS = 32  # of every run: 2 to 5 plans
 WITH_PICK = ("rs2", "loss", "rep_div", "rep_div_plain")
-FITTED = ("rep_div", "rep_div_plain")
+FITTED = ("dac_rounds", "rep_div", "rep_div_plain")
 READING = {"threads": 2, "ahead": 4}
 
 
@@ -44,6 +44,7 @@ def configuration(name="rs2", feed="resident", **selector):
   config.batch_size, config.steps, config.feed = BATCH, STEPS + 1, feed
   config.model.mlp.hidden = (16,)
   config.selector.name = name
+  config.selector.dac_rounds.clusters = 8
   config.selector.rep_div.latents = 16
   config.selector.rep_div.sae_steps = 5
   config.selector.rep_div.rank = config.selector.rep_div_plain.rank = 8
