@@ -59,7 +59,7 @@ def facility_location(
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, -1.0]])
     >>> facility_location(x, 2).indices.tolist()
-    [1, 3]
+    [0, 3]
 
   References:
     Nemhauser, Wolsey and Fisher, *An analysis of approximations for maximizing submodular set
