@@ -1,5 +1,6 @@
 """A pool of labelled texts to choose from, its splits, and what a small probe thinks of it."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from benchmarks import heads
+from benchmarks.kernels.cases import RESULTS
 from jsel.data import wordnet
 from jsel.data.embedding_cache import EmbeddingCache, text_keys
 from jsel.data.encode import encode
@@ -38,6 +40,25 @@ class Split(NamedTuple):
   validation: np.ndarray  # of hyperparameters and of proxies
   probe: np.ndarray  # that the probe is trained on
   reserved: np.ndarray  # [classes, RESERVED]
+
+
+class Probed(NamedTuple):
+  """What benchmarks have in common that go by the settings of benchmarks/subset_accuracy.py."""
+
+  rows: Rows
+  parts: Split
+  settings: heads.Settings  # that it has chosen
+  losses: np.ndarray  # [pool] of a probe with them
+  accuracy: float  # of the probe, on the pool
+
+
+def probed_wordnet(cache_dir: str | Path) -> Probed:
+  """The noun glosses, their splits, and what a probe thinks of the pool."""
+  rows = read_wordnet(cache_dir)
+  parts = split(rows.labels)
+  chosen = json.loads((RESULTS / "subset_accuracy.json").read_text())["settings"]
+  settings = heads.Settings(**chosen)
+  return Probed(rows, parts, settings, *probe(rows, parts, settings))
 
 
 def read_wordnet(cache_dir: str | Path) -> Rows:

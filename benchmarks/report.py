@@ -28,6 +28,7 @@ from benchmarks import (
   subset_sections,
 )
 from benchmarks.kernels.cases import RESULTS, ROOT, table
+from benchmarks.machine import machines_of
 from benchmarks.run import KERNELS
 
 of_results = lambda table: lambda result: table(result["results"])
@@ -61,25 +62,6 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
   }
 
 
-def machines(result: Any) -> list[dict[str, Any]]:
-  """The machines that a result names, wherever in it, each once."""
-  if not isinstance(result, dict | list):
-    return []
-  found = [result["machine"]] if isinstance(result, dict) and "machine" in result else []
-  for part in result.values() if isinstance(result, dict) else result:
-    found += machines(part)
-  return list({json.dumps(fact, sort_keys=True): fact for fact in found}.values())
-
-
-def machine_of(result: Any) -> str:
-  """The machines and versions of a result, in a sentence."""
-  said = []
-  for fact in machines(result):
-    versions = [f"{what} {value}" for what, value in fact.items() if what not in ("cpu", "cores")]
-    said.append(f"{fact['cpu']}, {fact['cores']} cores; {', '.join(versions)}")
-  return ". ".join(said)
-
-
 def sections(folder: pathlib.Path) -> dict[str, str]:
   """What stands between the marks of each table that has been measured."""
   found = {}
@@ -87,7 +69,7 @@ def sections(folder: pathlib.Path) -> dict[str, str]:
     path = folder / f"{name}.json"
     if path.exists():
       result = json.loads(path.read_text())
-      found[name] = f"`python -m benchmarks.{command}` ({machine_of(result)})\n\n{shown(result)}"
+      found[name] = f"`python -m benchmarks.{command}` ({machines_of(result)})\n\n{shown(result)}"
   if subsets := subset_sections.text(folder):
     found["subsets"] = subsets
   return found
@@ -97,7 +79,7 @@ def text(found: dict[str, dict[str, dict[str, Any]]]) -> str:
   """The tables, each with its command."""
   parts = []
   for name, cases in found.items():
-    parts += [f"`python -m benchmarks.kernels.{name}` ({machine_of(cases)})", table(cases)]
+    parts += [f"`python -m benchmarks.kernels.{name}` ({machines_of(cases)})", table(cases)]
     missed = [
       title
       for title, case in cases.items()

@@ -22,7 +22,6 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import glosses
-from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
 from jsel.kernels import kmeans, sampling
@@ -206,11 +205,8 @@ def bound_table(results: list[dict[str, Any]]) -> str:
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
-  rows = glosses.read_wordnet(given.cache)
-  parts = glosses.split(rows.labels)
-  chosen = json.loads((RESULTS / "subset_accuracy.json").read_text())["settings"]
-  loss, right = glosses.probe(rows, parts, Settings(**chosen))
-  x, loss = rows.x[parts.pool], loss.astype(np.float64)
+  rows, parts, _, losses, right = glosses.probed_wordnet(given.cache)
+  x, loss = rows.x[parts.pool], losses.astype(np.float64)
   results = []
   for known, clusters in DESIGNS:
     found = design(x, loss, known=known, clusters=clusters, quantile=0.95)

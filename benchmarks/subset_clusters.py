@@ -16,10 +16,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import glosses
-from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
 from benchmarks.subset_accuracy import interval, trained
+from jsel.kernels import segments, silhouette
 from jsel.selection import select
 
 PATH = RESULTS / "subset_clusters.json"
@@ -29,47 +29,15 @@ SAMPLE = 2000
 ITERATIONS = 20  # of k-means
 
 
-def distances(x: np.ndarray, sample: np.ndarray) -> np.ndarray:
-  """``[m, n]`` float32, Euclidean, of the rows ``sample`` from all."""
-  norm2 = np.square(x).sum(1)
-  squares = norm2[sample, None] - 2 * (x[sample] @ x.T) + norm2[None]
-  found = np.sqrt(np.maximum(squares, 0))
-  found[np.arange(len(sample)), sample] = 0
-  return found
-
-
-def silhouettes(distance: np.ndarray, sample: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """``[m]`` of the rows ``sample``; 0 for one that is alone in its cluster.
-
-  Args:
-    distance: ``[m, n]`` of those rows from all.
-    sample: ``[m]``.
-    labels: ``[n]`` clusters, all of them in [0, k) and none empty.
-  """
-  order = np.argsort(labels, kind="stable")
-  first = np.flatnonzero(np.diff(labels[order], prepend=-1))
-  total = np.add.reduceat(distance[:, order], first, axis=1, dtype=np.float64)
-  size = np.diff(first, append=len(labels))
-  row, own = np.arange(len(sample)), labels[sample]
-  inside = total[row, own] / np.maximum(size[own] - 1, 1)
-  mean = total / size
-  mean[row, own] = np.inf
-  outside = mean.min(1)
-  return np.where(size[own] > 1, (outside - inside) / np.maximum(outside, inside), 0)
-
-
-def simplified(x: np.ndarray, sample: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """As `silhouettes`, with the distances to the clusters' means in the place of mean distances."""
-  centers = np.zeros((labels.max() + 1, x.shape[1]))
-  np.add.at(centers, labels, x)
-  centers /= np.bincount(labels)[:, None]
-  apart = np.square(x[sample]).sum(1)[:, None] - 2 * x[sample] @ centers.T
-  distance = np.sqrt(np.maximum(apart + np.square(centers).sum(1)[None], 0))
-  row, own = np.arange(len(sample)), labels[sample]
-  inside = distance[row, own].copy()
-  distance[row, own] = np.inf
-  outside = distance.min(1)
-  return (outside - inside) / np.maximum(np.maximum(outside, inside), 1e-12)
+def silhouettes(
+  x: np.ndarray, labels: np.ndarray, sample: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Of the rows ``sample``, exact and simplified; clusters are numbered, and none is empty."""
+  k, ids = int(labels.max()) + 1, sample.astype(np.int32)
+  labels = labels.astype(np.int32)
+  exact = silhouette.sampled(x, labels, ids, k).values
+  means = segments.segment_sum(x, labels, k) / np.bincount(labels)[:, None]
+  return np.asarray(exact), np.asarray(silhouette.simplified(x, labels, means).values)[sample]
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -92,14 +60,9 @@ def table(results: list[dict[str, Any]]) -> str:
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
-  rows = glosses.read_wordnet(given.cache)
-  parts = glosses.split(rows.labels)
-  chosen = json.loads((RESULTS / "subset_accuracy.json").read_text())["settings"]
-  settings = Settings(**chosen)
-  losses, _ = glosses.probe(rows, parts, settings)
+  rows, parts, settings, losses, _ = glosses.probed_wordnet(given.cache)
   x = rows.x[parts.pool]
   sample = np.random.default_rng(6).permutation(len(x))[:SAMPLE]
-  distance = distances(x, sample)
   results: list[dict[str, Any]] = []
   for clusters in CLUSTERS:
     run: dict[str, Any] = {"clusters": clusters, "silhouette": [], "simplified": []}
@@ -110,8 +73,9 @@ def main(argv: list[str]) -> None:
       assert found.cluster is not None
       labels = np.empty(len(x), np.int64)
       labels[found.index] = np.unique(found.cluster, return_inverse=True)[1]
-      run["silhouette"].append(float(silhouettes(distance, sample, labels).mean()))
-      run["simplified"].append(float(simplified(x, sample, labels).mean()))
+      exact, simple = silhouettes(x, labels, sample)
+      run["silhouette"].append(float(exact.mean()))
+      run["simplified"].append(float(simple.mean()))
       subsets.append(parts.pool[found.index[: round(BUDGET * len(x))]])
     results.append(run | trained(rows, parts, subsets, settings))
     about = {"budget": BUDGET, "sample": SAMPLE, "machine": machine()}

@@ -22,7 +22,6 @@ from absl import app, flags
 
 from benchmarks import glosses
 from benchmarks.glosses import Rows, Split
-from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
 from benchmarks.rankings import CONSTANTS, cut, lacks, rankings
@@ -143,10 +142,7 @@ def balance_table(results: list[dict[str, Any]]) -> str:
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
-  rows = glosses.read_wordnet(given.cache)
-  parts = glosses.split(rows.labels)
-  chosen = json.loads((RESULTS / "subset_accuracy.json").read_text())["settings"]
-  losses, _ = glosses.probe(rows, parts, Settings(**chosen))
+  rows, parts, _, losses, _ = glosses.probed_wordnet(given.cache)
   methods = [method for method in given.methods if not lacks(method, rows)]
   found = subsets(methods, rows, parts, losses, given.seeds)
   fewer = [

@@ -15,18 +15,7 @@ from benchmarks import (
   subset_speed,
   subset_transfer,
 )
-
-
-def machines(measured: list[dict[str, Any]]) -> str:
-  """The machines and versions of what was measured, in a sentence."""
-  facts = {json.dumps(one["machine"], sort_keys=True): one["machine"] for one in measured}
-  said = []
-  for fact in facts.values():
-    versions = [f"{what} {value}" for what, value in fact.items() if what not in ("cpu", "cores")]
-    said.append(f"{fact['cpu']}, {fact['cores']} cores; {', '.join(versions)}")
-  if any(one.get("machine_shared") for one in measured):
-    said.append("others used the machine meanwhile: seconds are no measure")
-  return ". ".join(said)
+from benchmarks.machine import machines_of
 
 
 def accuracy(result: dict[str, Any]) -> str:
@@ -36,7 +25,7 @@ def accuracy(result: dict[str, Any]) -> str:
   seeds = max(len(run["test_accuracy"]) for run in runs)
   parts = [
     "### What a classifier learns from a subset",
-    f"`python -m benchmarks.subset_accuracy` ({machines(runs)})",
+    f"`python -m benchmarks.subset_accuracy` ({machines_of(runs)})",
     f"WordNet's noun glosses, {result['classes']} skewed classes, as all-MiniLM-L6-v2 embeds"
     f" them: a pool of {split['pool']:,} rows, {split['test']:,} for the test,"
     f" {split['validation']:,} for the hyperparameters, {split['probe']:,} for a probe that is"
@@ -68,7 +57,7 @@ def transfer(result: dict[str, Any]) -> str:
   return "\n\n".join(
     (
       "### What queries of one source bring",
-      f"`python -m benchmarks.subset_transfer` ({machines([result])})",
+      f"`python -m benchmarks.subset_transfer` ({machines_of(result)})",
       f"Natural Instructions as in BIG-bench, a slice of at most {result['rows_a_source']} of each"
       f" of {result['sources']} subtasks ({result['rows']:,} rows of {result['rows_there']:,}),"
       f" inputs cut at {result['cut_at']} tokens ({100 * result['cut']:.0f} % were longer), the"
@@ -88,7 +77,7 @@ def sensitivity(result: dict[str, Any]) -> str:
   return "\n\n".join(
     (
       "### How far off a weighted sample's total is",
-      f"`python -m benchmarks.sensitivity_error` ({machines([result])})",
+      f"`python -m benchmarks.sensitivity_error` ({machines_of(result)})",
       f"The losses of the probe on the {result['rows']:,} rows of the pool above, their standard"
       f" deviation {result['coefficient_of_variation']:.2f} of their mean. {draws} draws each."
       " Uniform samples are drawn without replacement, with it beside `replacement`. `ratio`"
@@ -109,7 +98,7 @@ def overlap(result: dict[str, Any]) -> str:
   return "\n\n".join(
     (
       "### What two subsets have in common",
-      f"`python -m benchmarks.subset_overlap` ({machines([result])})",
+      f"`python -m benchmarks.subset_overlap` ({machines_of(result)})",
       f"Rows in both over rows in either, in percent, at {100 * share:g} % of the same pool; two"
       f" random subsets have {100 * share / (2 - share):.1f}. On the diagonal between seeds, which"
       f" draw other queries; {result['seeds']} seeds.",
@@ -128,7 +117,7 @@ def clusters(result: dict[str, Any]) -> str:
   return "\n\n".join(
     (
       "### How many clusters",
-      f"`python -m benchmarks.subset_clusters` ({machines([result])})",
+      f"`python -m benchmarks.subset_clusters` ({machines_of(result)})",
       f"kmq on the same pool, {100 * result['budget']:g} %, {len(results[0]['silhouette'])} seeds;"
       f" silhouettes of {result['sample']:,} rows. Silhouette would pick {best('silhouette'):,}"
       f" clusters, the simplified one {best('simplified'):,}; the best test accuracy has"
@@ -144,7 +133,7 @@ def speed(result: dict[str, Any]) -> str:
   return "\n\n".join(
     (
       "### Selection by queries against the way in which research code does it",
-      f"`python -m benchmarks.subset_speed` ({machines([result])})",
+      f"`python -m benchmarks.subset_speed` ({machines_of(result)})",
       f"Round robin over {subset_speed.QUERIES} queries, {100 * subset_speed.BUDGET:g} % of random"
       f" unit rows of {subset_speed.WIDTH}; `dictionaries` has all products at once and a"
       " dictionary of each query's. The first call, with compiling.",

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import tiny_bert
+from tests import packaged, tiny_bert
 
 for package, extra in (("safetensors", "text"), ("tokenizers", "text"), ("datasketch", "dedup")):
   pytest.importorskip(package, reason=f"pip install 'jsel[{extra}]'")
 
-from jsel.models.encoders import PACKAGED, path_of  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 WORDS = np.array(tiny_bert.WORDS)
@@ -132,17 +131,7 @@ def test_a_broken_line_is_exit_code_2_and_one_line(files, tmp_path):
   assert "Traceback" not in result.stderr
 
 
-def installed(name):
-  try:
-    return path_of(name).is_dir()
-  except ValueError:
-    return False
-
-
-MINILM = "all-MiniLM-L6-v2"
-
-
-@pytest.mark.skipif(not installed(MINILM), reason=PACKAGED[MINILM][2])
+@packaged.needs(packaged.MINILM)
 def test_minilm_picks_what_queries_are_about(tmp_path):
   cook = ["boil the pasta", "a recipe for soup", "how long to bake bread", "roast the chicken"]
   code = ["fix this python function", "a loop in C", "what is a null pointer", "sort a list"]
@@ -151,7 +140,7 @@ def test_minilm_picks_what_queries_are_about(tmp_path):
   write_lines(tmp_path / "pool.jsonl", rows)
   write_lines(tmp_path / "queries.jsonl", [{"text": "write a program"}, {"text": "debug my code"}])
   given = (f"pool={tmp_path}/pool.jsonl", f"queries={tmp_path}/queries.jsonl", "budget=0.5")
-  result = run(tmp_path / "run", *given, f"encoder={MINILM}")
+  result = run(tmp_path / "run", *given, f"encoder={packaged.MINILM}")
   assert result.returncode == 0, result.stderr
   subset = pq.read_table(tmp_path / "run" / "subset.parquet")
   assert subset["source"].to_pylist() == ["code"] * 4

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jsel.kernels import greedy
-from jsel.selectors.held import hold, padded
+from jsel.selectors.held import Held, hold, padded
 from jsel.selectors.parts import Cost, Method, Task, whole
 from jsel.selectors.rds import directions
 
@@ -39,30 +39,33 @@ def deita(*, threshold: float = 0.9) -> Method:
     rows = np.flatnonzero(task.eligible)
     score = np.where(np.isfinite(task.score), task.score, -np.inf)
     rows = rows[np.lexsort((rows, -score[rows]))]
-    tried = 0
+    # Ranks, as scores that differ in float64 may tie in float32.
+    place = np.empty(task.size)
+    place[rows] = -np.arange(len(rows))
+    tried, taken = 0, np.zeros(0, np.int64)
+    held: Held | None = None
     while True:
-      tried = min(max(tried, TRIED * count), len(rows))
-      held = yield from hold(np.sort(rows[:tried]))
-      x, directed = directions(held.x)
-      while True:
-        # Ranks, as scores that differ in float64 may tie in float32.
-        place = np.empty(task.size)
-        place[rows] = -np.arange(len(rows))
-        found = greedy.diversity_filter(
-          x,
-          padded(place, held),
-          min(count, tried),
-          threshold=threshold,
-          valid=held.valid & directed,
-        )
-        taken = held.rows[np.asarray(found.indices)[np.asarray(found.indices) >= 0]]
-        if len(taken) < count and tried < len(rows):
-          tried *= 2
-          break
-        index = np.concatenate([taken, rows[~np.isin(rows, taken)]])[: max(count, len(taken))]
-        count = yield whole(index, score[index])
-        if TRIED * count > tried and tried < len(rows):
-          break
+      if held is not None and tried >= min(TRIED * count, len(rows)):
+        taken = accepted(held, place, count)
+      while tried < len(rows) and (tried < TRIED * count or len(taken) < count):
+        tried = min(max(2 * tried, TRIED * count), len(rows))
+        held = yield from hold(np.sort(rows[:tried]))
+        taken = accepted(held, place, count)
+      index = np.concatenate([taken, rows[~np.isin(rows, taken)]])[: max(count, len(taken))]
+      count = yield whole(index, score[index])
+
+  def accepted(held: Held, place: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of the held rows that are unlike each other, by descending ``place``."""
+    x, directed = directions(held.x)
+    found = greedy.diversity_filter(
+      x,
+      padded(place, held),
+      min(count, len(held.rows)),
+      threshold=threshold,
+      valid=held.valid & directed,
+    )
+    index = np.asarray(found.indices)
+    return held.rows[index[index >= 0]]
 
   def cost(task: Task, count: int) -> Cost:
     tried = min(TRIED * count, task.size)

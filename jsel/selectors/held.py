@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsel.selectors.parts import Take, Task
+from jsel.selectors.parts import Take
 
 
 class Held(NamedTuple):
@@ -24,11 +24,6 @@ def hold(rows: np.ndarray) -> Generator[Take, Any, Held]:
   extra = -len(rows) % 512
   valid = jnp.arange(len(rows) + extra) < len(rows)
   return Held(rows, jnp.asarray(np.pad(x, [(0, extra), (0, 0)])), valid)
-
-
-def eligible_rows(task: Task) -> np.ndarray:
-  """Rows that may be taken, ascending."""
-  return np.flatnonzero(task.eligible)
 
 
 def padded(column: np.ndarray, held: Held) -> jax.Array:

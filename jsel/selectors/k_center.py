@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsel.kernels import greedy
-from jsel.selectors.held import eligible_rows, hold
+from jsel.selectors.held import hold
 from jsel.selectors.parts import Cost, Method, Task, whole
 
 
@@ -23,7 +23,7 @@ def k_center() -> Method:
   """
 
   def rank(key: jax.Array, task: Task, count: int):
-    rows = eligible_rows(task)
+    rows = np.flatnonzero(task.eligible)
     held = yield from hold(rows)
     first = int(jax.random.randint(key, (), 0, len(rows)))
     while True:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jsel.kernels.facility_location import facility_location
-from jsel.selectors.held import eligible_rows, hold, padded
+from jsel.selectors.held import hold, padded
 from jsel.selectors.parts import Cost, Method, Task, whole
 from jsel.selectors.rds import directions
 
@@ -38,7 +38,7 @@ def qdit(*, quality_weight: float = 0.7) -> Method:
   def rank(key: jax.Array, task: Task, count: int):
     del key
     assert task.score is not None
-    held = yield from hold(eligible_rows(task))
+    held = yield from hold(np.flatnonzero(task.eligible))
     x, directed = directions(held.x)
     quality = padded(np.where(np.isfinite(task.score), task.score, np.nan), held)
     while True:

@@ -24,11 +24,11 @@ from jsel.models.llama_weights import load_llama
 from jsel.selectors.cells import lottery, take_turns
 from jsel.selectors.dac import reweigh
 from jsel.training import checkpoint, outputs
-from jsel.training.config import HARMLESS
 from jsel.training.finetune import Tuning, make_tuner
 from jsel.training.metrics import MetricsWriter
 from jsel.training.optimizer import make_optimizer
 from jsel.training.resuming import check_resumable
+from jsel.training.rounds_config import HARMLESS
 from jsel.training.stopping import StopSignals
 
 

@@ -53,3 +53,7 @@ def base_config() -> ConfigDict:
   config.optimizer.momentum = 0.9
   config.optimizer.clip_norm = 1.0
   return config
+
+
+# What may change between a run and its resumption without changing what comes out.
+HARMLESS = ("compilation_cache", "data.dir")

@@ -21,16 +21,6 @@ def _standard_promotion():
 
 
 @pytest.fixture(scope="module")
-def rows():
-  return glosses.read_digits()
-
-
-@pytest.fixture(scope="module")
-def parts(rows):
-  return glosses.split(rows.labels)
-
-
-@pytest.fixture(scope="module")
 def losses(rows, parts):
   return glosses.probe(rows, parts, SETTINGS)[0]
 

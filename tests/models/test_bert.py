@@ -15,7 +15,8 @@ from jsel.models.pooling import normalized, pool
 safetensors = pytest.importorskip("safetensors.numpy", reason="pip install 'jsel[text]'")
 
 from jsel.models.bert_weights import load_bert  # noqa: E402
-from jsel.models.encoders import PACKAGED, open_encoder, path_of  # noqa: E402
+from jsel.models.encoders import open_encoder  # noqa: E402
+from tests import packaged  # noqa: E402
 
 SIZES = {
   "model_type": "bert",
@@ -191,20 +192,10 @@ def test_empty_texts_pool_to_zero_and_other_poolings_are_refused():
   np.testing.assert_allclose(normalized(jnp.array([[3e30, 4e30]])), [[0.6, 0.8]], rtol=1e-6)
 
 
-def installed(name):
-  try:
-    return path_of(name).is_dir()
-  except ValueError:
-    return False
-
-
-MINILM = "all-MiniLM-L6-v2"
-
-
-@pytest.mark.skipif(not installed(MINILM), reason=PACKAGED[MINILM][2])
+@packaged.needs(packaged.MINILM)
 def test_minilm_gives_the_published_embedding():
   tokenizers = pytest.importorskip("tokenizers", reason="pip install 'jsel[text]'")
-  encoder = open_encoder(MINILM)
+  encoder = open_encoder(packaged.MINILM)
   tokenizer = tokenizers.Tokenizer.from_file(str(encoder.tokenizer))
   tokenizer.no_padding()
   ids = tokenizer.encode("This is an example sentence").ids
@@ -217,6 +208,6 @@ def test_minilm_gives_the_published_embedding():
 def test_an_encoder_that_is_not_there_says_what_installs_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"L6-v2 is not installed: `pip install --no-deps gt-all"):
-    open_encoder(MINILM)
+    open_encoder(packaged.MINILM)
   with pytest.raises(ValueError, match=r"there is no encoder 'MiniLM': give a folder, a GGUF"):
     open_encoder("MiniLM")

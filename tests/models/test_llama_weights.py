@@ -13,10 +13,11 @@ pytest.importorskip("gguf", reason="pip install 'jsel[gguf]'")
 
 from jsel.data.encode import embeddings, encode  # noqa: E402
 from jsel.data.tokens import open_tokenizer  # noqa: E402
-from jsel.models.encoders import PACKAGED, open_encoder, path_of  # noqa: E402
+from jsel.models.encoders import open_encoder, path_of  # noqa: E402
 from jsel.models.generate import generate  # noqa: E402
 from jsel.models.llama_weights import folder_config, load_llama  # noqa: E402
 from jsel.models.token_loss import token_loss  # noqa: E402
+from tests import packaged  # noqa: E402
 from tests.models import decoders  # noqa: E402
 
 # Bytes as pairs of them are joined: "Ġ" is a space.
@@ -177,20 +178,10 @@ def test_an_encoder_of_another_kind_is_refused_with_those_that_are_known(tmp_pat
     open_encoder(str(folder))
 
 
-SMOL = "SmolLM2-135M-Instruct"
-
-
-def installed(name):
-  try:
-    return path_of(name).is_file()
-  except ValueError:
-    return False
-
-
-@pytest.mark.skipif(not installed(SMOL), reason=PACKAGED[SMOL][2])
+@packaged.needs(packaged.SMOLLM)
 def test_smollm2_knows_the_capital_of_france_and_english_from_its_words_shuffled(rng):
-  model = load_llama(path_of(SMOL))
-  tokenizer = open_tokenizer(path_of(SMOL), max_length=64)
+  model = load_llama(path_of(packaged.SMOLLM))
+  tokenizer = open_tokenizer(path_of(packaged.SMOLLM), max_length=64)
   real = "The sun rises in the east and sets in the west."
   shuffled = " ".join(rng.permutation(real.split()))
   ids = [tokenizer.encode(text).ids for text in ("The capital of France is", real, shuffled)]
