@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def processor() -> str:
@@ -56,3 +57,16 @@ def rng():
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(request):
+  # What is compiled for a machine that is not there can be written to the cache but not read.
+  if "aot" not in request.keywords:
+    yield
+    return
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()

@@ -14,7 +14,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jsel
 from jsel import aot
@@ -35,19 +34,6 @@ def _standard_promotion():
   # Optax and Flax do not keep to strict promotion themselves.
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     yield
-
-
-@pytest.fixture(autouse=True)
-def _no_compilation_cache(request):
-  # What is compiled for a machine that is not there can be written to the cache but not read.
-  if "aot" not in request.keywords:
-    yield
-    return
-  jax.config.update("jax_enable_compilation_cache", False)
-  compilation_cache.reset_cache()
-  yield
-  jax.config.update("jax_enable_compilation_cache", True)
-  compilation_cache.reset_cache()
 
 
 def configured(**options):
