@@ -6,11 +6,14 @@
 On Fashion-MNIST (60,000 rows, batches of 128) the same training step, in turns of some steps each:
 
     ready      on a batch that is on the device already
-    planned    jsel: a plan of one batch at every step, its rows gathered from the device's memory
+    planned    jsel: a plan of one batch at every step, its rows gathered from the device's memory,
+               in the program of the step, as train.py has it
     host       numpy: argpartition of score - penalty * usage, the rows taken from the pool in the
                host's memory, moved to the device
 
-and an epoch's plan alone, as a share of the epoch. Only a turn's end is waited for, as in a run.
+The first two are dispatched as train.py does, several steps at once where the model has no
+convolution; the host has to choose before every step. And an epoch's plan alone, as a share of the
+epoch. Only a turn's end is waited for, as in a run.
 Before that: a plan has as many distinct rows as it is to have, and the host's choice of batches of
 128 is that of `jsel.kernels.topk.penalized_top_k`. Leaves benchmarks/results/fused_step.json and
 prints its table.
@@ -32,6 +35,7 @@ from jsel.data.normalize import normalizer
 from jsel.kernels import topk
 from jsel.selectors import Pool
 from jsel.training.config import base_config
+from jsel.training.dispatch import choose
 from jsel.training.fit import fit_selector
 from jsel.training.plan import make_plan
 from jsel.training.setup import Examples, make_setup
@@ -54,6 +58,9 @@ class Run(NamedTuple):
   labels: np.ndarray  # [n]
   step: Callable[..., tuple[TrainState, Any]]
   planned: Callable[[TrainState], TrainState]  # with a new plan
+  many: Callable[..., tuple[TrainState, Any]]  # `dispatched` steps on a batch that it is given
+  fused: Callable[..., tuple[TrainState, Any]]  # `dispatched` steps, each with its plan
+  dispatched: int
   plan_rows: int
   steps_per_plan: int
 
@@ -84,16 +91,30 @@ def make_run(model: str, selector: str, *, source: str, refresh_steps: int, batc
     found = fit_selector(setup.selector, fit_key, pool.rows["inputs"], pool, mesh)
     state = state._replace(selector=selectors.with_fit(state.selector, found.columns))
   plan = make_plan(setup.selector, state.selector, state.plan, **of_batch)
-  step = make_step(
-    setup.learner, setup.selector, state, refresh_steps=refresh_steps, fused=False, **of_batch
+  build = lambda fused, steps: make_step(
+    setup.learner,
+    setup.selector,
+    state,
+    refresh_steps=refresh_steps,
+    fused=fused,
+    steps=steps,
+    **of_batch,
+  )
+  how = choose(
+    "auto",
+    platform=jax.default_backend(),
+    convolutional=setup.convolutional,
+    resident=True,
+    refresh_steps=refresh_steps,
   )
 
   def planned(state: TrainState) -> TrainState:
     columns, active = plan(state.key, state.step, state.selector, state.plan, pool)
     return state._replace(selector=columns, plan=active)
 
+  programs = build(False, 1), planned, build(False, how.steps), build(True, how.steps), how.steps
   of_plan = setup.budget.plan_rows, setup.budget.steps_per_plan
-  return Run(state, pool, rows["inputs"], rows["labels"], step, planned, *of_plan)
+  return Run(state, pool, rows["inputs"], rows["labels"], *programs, *of_plan)
 
 
 class HostChoice:
@@ -125,37 +146,42 @@ def check(run: Run, batch_size: int) -> None:
 
 
 def contenders(run: Run, steps: int, batch_size: int) -> list[Contender]:
-  """The three that take turns of ``steps`` steps, each on a state of its own."""
+  """Those that take turns of ``steps`` steps, each on a state of its own."""
+  if steps % run.dispatched:
+    raise ValueError(f"steps={steps} is no multiple of the {run.dispatched} of a dispatch")
   host = HostChoice(len(run.labels), batch_size)
   given = lambda ids: Given(*jax.device_put((run.inputs[ids], run.labels[ids])))
   ready = given(np.arange(batch_size))
 
   def on_ready(state):
-    return run.step(state, run.pool, ready)[0]
+    return run.many(state, run.pool, ready)[0]
 
   def on_planned(state):
-    return run.step(run.planned(state), run.pool, None)[0]
+    return run.fused(state, run.pool, None)[0]
 
   def on_host(state):
     return run.step(state, run.pool, given(host()))[0]
 
-  def contender(name: str, step: Callable[[TrainState], TrainState], settings: str) -> Contender:
+  def contender(
+    name: str, step: Callable[[TrainState], TrainState], at_once: int, settings: str
+  ) -> Contender:
     held = [jax.tree.map(lambda leaf: leaf.copy(), run.state)]
 
     def work() -> jax.Array:
       state = held.pop()
-      for _ in range(steps):
+      for _ in range(steps // at_once):
         state = step(state)
       held.append(state)
       return state.step
 
     return Contender(name, work, settings)
 
+  many = f"{steps} steps, {run.dispatched} a dispatch"
   return [
-    contender("ready", on_ready, f"{steps} steps on one batch in device memory"),
-    contender("planned", on_planned, f"{steps} times a plan and a step"),
-    contender("host", on_host, f"{steps} times numpy.argpartition, device_put and a step"),
-    contender("plan", run.planned, f"{steps} plans"),
+    contender("ready", on_ready, run.dispatched, f"{many}, on one batch in device memory"),
+    contender("planned", on_planned, run.dispatched, f"{many}, each with its plan"),
+    contender("host", on_host, 1, f"{steps} times numpy.argpartition, device_put and a step"),
+    contender("plan", run.planned, 1, f"{steps} plans"),
   ]
 
 
@@ -176,7 +202,8 @@ def measure(
   times, _ = take_turns(contenders(each, steps, batch_size), **limits)
   epoch = make_run(model, selector, source=source, refresh_steps=0, batch_size=batch_size)
   check(epoch, batch_size)
-  rare, _ = take_turns(contenders(epoch, steps, batch_size), **limits)
+  ready, *_, plan_alone = contenders(epoch, steps, batch_size)
+  rare, _ = take_turns([ready, plan_alone], **limits)
   of = lambda times: {name: found.summary() for name, found in times.items()}
   by_turn = lambda a, b: np.divide(times[a].turns, times[b].turns)
   plan, step = (np.array(rare[name].turns) for name in ("plan", "ready"))
@@ -186,6 +213,7 @@ def measure(
     "rows": len(each.labels),
     "batch_size": batch_size,
     "steps_a_turn": steps,
+    "steps_a_dispatch": each.dispatched,
     "every_step": of(times),
     "an_epoch": of(rare),
     "steps_per_plan": epoch.steps_per_plan,

@@ -121,6 +121,7 @@ def _programs(
     platform=mesh.devices.flat[0].platform,
     convolutional=setup.convolutional,
     resident=True,
+    refresh_steps=refresh_steps,
   )
   if not how.fused:
     return [update, plan], counted

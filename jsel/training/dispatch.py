@@ -17,22 +17,25 @@ SCANNED_STEPS = 10
 class Dispatch(NamedTuple):
   """How steps reach the device."""
 
-  fused: bool  # one program with the plan inside lax.cond, else two, called by the host
+  fused: bool  # one program with the plan inside, else two, called by the host
   steps: int  # in a dispatch
   reason: str
 
 
-def choose(kind: str, *, platform: str, convolutional: bool, resident: bool) -> Dispatch:
+def choose(
+  kind: str, *, platform: str, convolutional: bool, resident: bool, refresh_steps: int
+) -> Dispatch:
   """The dispatch for a platform and a model.
 
   On CPU XLA runs what is inside scan, while or cond on one thread, and a
-  convolution there is 10 to 26 times slower. A feed brings one batch at a time,
-  and has to know the plan before the step.
+  convolution there is 10 to 26 times slower. A plan that is due now and then is
+  inside a cond; one of every step is not, and one program with it takes less than
+  two. A feed brings one batch at a time, and has to know the plan before the step.
 
   Raises:
     ValueError: if ``kind`` is not "auto", "step" or "scan", or is not for the feed.
 
-  >>> choose("auto", platform="cpu", convolutional=True, resident=True).steps
+  >>> choose("auto", platform="cpu", convolutional=True, resident=True, refresh_steps=0).steps
   1
   """
   if not resident:
@@ -40,19 +43,19 @@ def choose(kind: str, *, platform: str, convolutional: bool, resident: bool) -> 
       raise ValueError("dispatch='scan' needs feed='resident': a feed brings a batch at a time")
     if kind in ("auto", "step"):
       return Dispatch(False, 1, "one step a dispatch, on the batch that the feed brings")
-  fused = platform != "cpu"
+  fused = platform != "cpu" or refresh_steps == 1
   if kind == "step":
     return Dispatch(fused, 1, "one step a dispatch, as told")
   if kind == "scan":
     return Dispatch(fused, SCANNED_STEPS, f"{SCANNED_STEPS} steps a dispatch, as told")
   if kind != "auto":
     raise ValueError(f"dispatch must be 'auto', 'step' or 'scan', got {kind!r}")
-  if fused:
-    return Dispatch(True, SCANNED_STEPS, f"plan and update in one program, scanned, on {platform}")
-  if convolutional:
-    return Dispatch(False, 1, "one step a dispatch: convolutions in a scan are slow on CPU")
+  planning = "plan and update in one program" if fused else "plans apart"
+  if platform == "cpu" and convolutional:
+    reason = f"one step a dispatch, as convolutions in a scan are slow on CPU; {planning}"
+    return Dispatch(fused, 1, reason)
   return Dispatch(
-    False, SCANNED_STEPS, "scanned, as the model has no convolution; plans apart, on CPU"
+    fused, SCANNED_STEPS, f"{SCANNED_STEPS} steps a dispatch on {platform}; {planning}"
   )
 
 

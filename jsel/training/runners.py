@@ -96,6 +96,7 @@ def make_runner(
     platform=mesh.devices.flat[0].platform,
     convolutional=setup.convolutional,
     resident=config.feed == "resident",
+    refresh_steps=config.selector.refresh_steps,
   )
   note(f"dispatch: {how.reason}")
   note(f"{name}: {budget.plan_rows:,} of {size:,} rows a plan")

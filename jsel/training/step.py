@@ -53,9 +53,10 @@ def make_step(
     mesh: the mesh.
     batch_size: rows in a step, over all devices.
     refresh_steps: steps between plans; 0: when the plan is spent.
-    fused: plan inside, by ``lax.cond`` when it is due; else the caller plans
-      before, by `jsel.training.plan.make_plan` (work inside a cond is serial on
-      CPU, and a feed has to know the plan before the step).
+    fused: plan inside, by ``lax.cond`` when it is due (without one if that is at
+      every step); else the caller plans before, by `jsel.training.plan.make_plan`
+      (work inside a cond is serial on CPU, and a feed has to know the plan before
+      the step).
     steps: steps in one dispatch, as a ``lax.scan``.
     rules: of `jsel.sharding.parameter_sharding`.
 
@@ -65,14 +66,17 @@ def make_step(
   """
 
   def plan_if_due(state: TrainState, pool: Pool) -> TrainState:
-    due = rows_left(state.plan, state.step, batch_size) < batch_size
-    if refresh_steps:
-      due |= state.step - state.plan.start >= refresh_steps
     select = lambda key, step, columns, active, pool: plan_rows(
       selector, mesh, batch_size, key, step, columns, active, pool
     )
     needed = needed_columns(selector, pool)
     operands = (state.key, state.step, state.selector, state.plan, needed)
+    if refresh_steps == 1:  # always due, and outside of a cond its work is split over threads
+      changed, active = select(*operands)
+      return state._replace(selector=merge(state.selector, changed), plan=active)
+    due = rows_left(state.plan, state.step, batch_size) < batch_size
+    if refresh_steps:
+      due |= state.step - state.plan.start >= refresh_steps
     shapes, _ = jax.eval_shape(select, *operands)
     keep = lambda key, step, columns, active, pool: (
       Columns(

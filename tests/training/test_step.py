@@ -13,7 +13,7 @@ import jsel
 from jsel import models, selectors
 from jsel.selectors import Plan, Pool
 from jsel.sharding import parameter_sharding, row_axes, rows_sharding
-from jsel.training import losses
+from jsel.training import dispatch, losses
 from jsel.training.dispatch import Dispatch, Dispatcher
 from jsel.training.gradients import Learner
 from jsel.training.plan import empty_plan, left_over, make_plan, make_plan_ids, next_plan, take_rows
@@ -174,11 +174,20 @@ def test_weights_scale_a_row_in_the_gradient():
   )
 
 
-@pytest.mark.parametrize("name", ["rs2", "infobatch", "rep_div"])
-def test_one_program_with_a_cond_trains_as_two_chosen_on_the_host(name):
-  apart, losses_apart = Setup(name).run(25)
-  fused, losses_fused = Setup(name).run(25, fused=True, steps=5)
-  scanned, _ = Setup(name).run(25, steps=4, look_every=7)
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("rs2", {}),
+    ("infobatch", {}),
+    ("rep_div", {}),
+    ("rs2", {"refresh_steps": 1}),
+    ("loss", {"refresh_steps": 1}),
+  ],
+)
+def test_one_program_trains_as_two_chosen_on_the_host(name, options):
+  apart, losses_apart = Setup(name, **options).run(25)
+  fused, losses_fused = Setup(name, **options).run(25, fused=True, steps=5)
+  scanned, _ = Setup(name, **options).run(25, steps=4, look_every=7)
   for other in (fused, scanned):
     np.testing.assert_array_equal(apart.exposure.times_selected, other.exposure.times_selected)
     np.testing.assert_array_equal(apart.exposure.first_step, other.exposure.first_step)
@@ -383,3 +392,30 @@ def test_the_loss_selector_trains_on_the_hardest_candidates():
   )
   state, _ = step(setup.state, Pool({}, setup.pool.valid), given)
   assert set(np.flatnonzero(state.exposure.times_selected).tolist()) == hardest
+
+
+def test_a_plan_of_every_step_is_in_no_cond():
+  def conds(refresh_steps):
+    setup = Setup(refresh_steps=refresh_steps)
+    jaxpr = setup.step(True).trace(setup.state, setup.pool, None).jaxpr
+    return str(jaxpr).count(" cond[")
+
+  assert conds(1) < conds(2)
+
+
+@pytest.mark.parametrize(
+  ("platform", "convolutional", "refresh_steps", "fused", "steps"),
+  [
+    ("cpu", False, 0, False, dispatch.SCANNED_STEPS),
+    ("cpu", False, 1, True, dispatch.SCANNED_STEPS),
+    ("cpu", True, 0, False, 1),
+    ("cpu", True, 1, True, 1),
+    ("gpu", True, 0, True, dispatch.SCANNED_STEPS),
+  ],
+)
+def test_the_dispatch_goes_by_platform_model_and_plans(
+  platform, convolutional, refresh_steps, fused, steps
+):
+  options = {"convolutional": convolutional, "refresh_steps": refresh_steps}
+  how = dispatch.choose("auto", platform=platform, resident=True, **options)
+  assert (how.fused, how.steps) == (fused, steps)
