@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
   for model in given.models:
     for selector in given.selectors:
       found = measure(model, selector, repeats=given.repeats, seconds=given.seconds)
-      found["machine"] = machine()
+      found |= {"machine": machine(), "machine_shared": given.shared}
       case = (model, selector)
       results = [r for r in results if (r["model"], r["selector"]) != case] + [found]
       PATH.write_text(json.dumps({"results": results}, indent=2) + "\n")
@@ -273,4 +273,5 @@ if __name__ == "__main__":
   flags.DEFINE_list("selectors", ["rs2", "rep_div_plain", "rep_div"], "That plan.")
   flags.DEFINE_integer("repeats", 15, "Turns of each contender, at most.")
   flags.DEFINE_float("seconds", 60.0, "Of the turns of a case, about; three turns at least.")
+  flags.DEFINE_bool("shared", False, "Others use the machine: times are less of a measure.")
   app.run(main)
