@@ -74,6 +74,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   train = data.as_rows(dataset.train)
   size = train.size
   note(f"{dataset.name}: {size:,} examples of {train.input_shape}, {dataset.classes} classes")
+  if config.data.subset:
+    note(f"trained on: {dataset.source}")
   examples = Examples(
     size, train.input_shape, train.input_dtype, dataset.classes, normalizer(dataset)
   )

@@ -18,6 +18,7 @@ from jsel.data import (
 from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
+from jsel.data.subset import read_subset, train_on
 
 __all__ = [
   "SOURCES",
@@ -64,7 +65,7 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   Args:
     config: ``name`` (one of `SOURCES`) and what its function names; ``dir``, where to look first;
       ``validation_fraction`` of the train rows held out of every class, 0 for none; ``split_seed``
-      of what is held out.
+      of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any.
 
   Raises:
     ValueError: in one line with the remedy: an unknown name, data that is not on the machine, a
@@ -74,6 +75,12 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   >>> digits.train.size, digits.train.input_shape, digits.validation
   (1438, (8, 8, 1), None)
   """
+  found = _open(config)
+  path = config.get("subset")
+  return train_on(found, read_subset(path)) if path else found
+
+
+def _open(config: ConfigDict) -> RowsDataset:
   name = config.name
   if name in ROWS:
     return ROWS[name](config)

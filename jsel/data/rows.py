@@ -151,6 +151,13 @@ class SubsetRows:
     ids = hashlib.sha256(self._ids.astype("<i8").tobytes()).hexdigest()
     return combined("subset", whole, ids)
 
+  def origin(self) -> tuple[np.ndarray, int]:
+    """Their numbers, ``[n]``, where they come from in the end, and how many rows that has."""
+    if not isinstance(self._rows, SubsetRows):
+      return self._ids, self._rows.size
+    ids, size = self._rows.origin()
+    return ids[self._ids], size
+
   def __repr__(self) -> str:
     return f"SubsetRows({self._rows!r}, {self.size:,} of them)"
 

@@ -1,0 +1,101 @@
+"""The rows of a training set that `python -m jsel.select` has picked."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jsel.data import files
+from jsel.data.digest import combined
+from jsel.data.rows import RowsDataset, SubsetRows
+
+
+class Picked(NamedTuple):
+  """What a subset.parquet says."""
+
+  index: np.ndarray  # [m] int64, rows of the pool, ascending
+  weighted: bool  # whether some row has a weight other than 1
+  name: str  # of the file
+
+
+def read_subset(path: str) -> Picked:
+  """The rows that ``path`` names in its column ``index``.
+
+  Raises:
+    ValueError: if it is missing or broken, has no such column, no rows, or a row twice.
+  """
+  path = path if files.is_remote(path) else str(Path(path).expanduser())
+  remedy = "give the subset.parquet that `python -m jsel.select` left in its workdir"
+  try:
+    with files.open_file(path) as file:
+      table = pq.read_table(file)
+  except (OSError, pa.ArrowInvalid) as error:
+    line = " ".join(str(error).split())
+    raise ValueError(f"--config.data.subset={path} cannot be read ({line}): {remedy}") from error
+  if "index" not in table.column_names:
+    has = ", ".join(table.column_names)
+    raise ValueError(f"--config.data.subset={path} has the columns {has}, no index: {remedy}")
+  column = table["index"]
+  if not pa.types.is_integer(column.type) or column.null_count:
+    raise ValueError(
+      f"--config.data.subset={path}: index is {column.type} with {column.null_count} empty, not"
+      f" integers: {remedy}"
+    )
+  index, count = np.unique(column.to_numpy().astype(np.int64), return_counts=True)
+  if not index.size:
+    raise ValueError(f"--config.data.subset={path} has no rows: select some")
+  if count.max() > 1:
+    raise ValueError(
+      f"--config.data.subset={path} has row {index[count.argmax()]} {count.max()} times: {remedy}"
+    )
+  weighted = "weight" in table.column_names and bool((table["weight"].to_numpy() != 1).any())
+  return Picked(index, weighted, Path(path).name)
+
+
+def train_on(dataset: RowsDataset, picked: Picked) -> RowsDataset:
+  """``dataset`` with no more than the picked rows in train; what is held out stays as it is.
+
+  Args:
+    dataset: the whole set.
+    picked: rows of the training set as the source gives it, before any are held out of it.
+
+  Raises:
+    ValueError: if the subset is of a larger pool, or all of its rows are held out.
+
+  >>> labels = np.array([0, 1, 0, 1])
+  >>> rows = ArrayRows(np.arange(4, dtype=np.float32)[:, None], labels)
+  >>> dataset = RowsDataset(rows, None, rows, 2, "own", "x.npz", 1.0, "")
+  >>> found = train_on(dataset, Picked(np.array([1, 3]), False, "subset.parquet"))
+  >>> found.train.take(np.array([0, 1]))["inputs"].tolist(), found.source
+  ([[1.0], [3.0]], 'x.npz; 2 of 4 rows, those of subset.parquet')
+  """
+  train, name = dataset.train, picked.name
+  ids, size = (
+    train.origin() if isinstance(train, SubsetRows) else (np.arange(train.size), train.size)
+  )
+  if picked.index[0] < 0 or picked.index[-1] >= size:
+    bad = picked.index[0] if picked.index[0] < 0 else picked.index[-1]
+    raise ValueError(
+      f"{name} has row {bad}, the training set rows 0 to {size - 1}: train on the pool that"
+      " the subset was selected from"
+    )
+  place = np.flatnonzero(np.isin(ids, picked.index))
+  if not place.size:
+    raise ValueError(
+      f"all {picked.index.size} rows of {name} are held out for the test or validation:"
+      " select from the rows that are trained on"
+    )
+  said = f"{dataset.source}; {place.size:,} of {size:,} rows, those of {name}"
+  if place.size < picked.index.size:
+    said += f" but for {picked.index.size - place.size:,} that are held out"
+  if picked.weighted:
+    said += ", their weights not used"
+  digest = hashlib.sha256(ids[place].astype("<i8").tobytes()).hexdigest()
+  return dataset._replace(
+    train=SubsetRows(train, place),
+    source=said,
+    sha256=combined("subset", dataset.sha256, digest),
+  )

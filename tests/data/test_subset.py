@@ -1,0 +1,117 @@
+"""A subset.parquet as what is trained on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ml_collections import ConfigDict
+
+from jsel import data
+from tests.test_train import ROOT, environment, exposure, metrics, train
+
+DIGITS = {"name": "digits", "split_seed": 0}
+
+
+def write(path, **columns):
+  pq.write_table(pa.table(columns), path)
+  return str(path)
+
+
+def opened(path, **options):
+  return data.open_rows(ConfigDict({**DIGITS, "subset": path, **options}))
+
+
+def test_only_its_rows_are_in_train_in_their_order(tmp_path):
+  whole = data.load(ConfigDict(DIGITS))
+  path = write(tmp_path / "subset.parquet", index=[7, 3, 1437], weight=np.ones(3, np.float32))
+  found = data.load(ConfigDict({**DIGITS, "subset": path}))
+  np.testing.assert_array_equal(found.train.inputs, whole.train.inputs[[3, 7, 1437]])
+  np.testing.assert_array_equal(found.train.labels, whole.train.labels[[3, 7, 1437]])
+  np.testing.assert_array_equal(found.test.inputs, whole.test.inputs)
+  assert found.classes == 10
+  assert found.source.endswith("3 of 1,438 rows, those of subset.parquet")
+  assert found.sha256 != whole.sha256
+
+
+def test_what_is_held_out_stays_so_and_is_counted(tmp_path):
+  options = {"validation_fraction": 0.25}
+  kept, _ = data.open_rows(ConfigDict({**DIGITS, **options})).train.origin()
+  subset = np.arange(100)
+  path = write(tmp_path / "subset.parquet", index=subset)
+  found = opened(path, **options)
+  ids, size = found.train.origin()
+  np.testing.assert_array_equal(ids, np.intersect1d(kept, subset))
+  assert size == 1438
+  assert 0 < 100 - ids.size < 100
+  assert f"but for {100 - ids.size} that are held out" in found.source
+  whole = data.open_rows(ConfigDict({**DIGITS, **options}))
+  np.testing.assert_array_equal(found.validation.labels(), whole.validation.labels())
+  held = np.setdiff1d(np.arange(1438), kept)[:5]
+  with pytest.raises(ValueError, match=r"all 5 rows of held\.parquet are held out"):
+    opened(write(tmp_path / "held.parquet", index=held), **options)
+
+
+def test_weights_that_are_not_used_are_told(tmp_path):
+  path = write(tmp_path / "s.parquet", index=[1, 2], weight=np.float32([1, 2]))
+  assert opened(path).source.endswith("their weights not used")
+
+
+def test_another_subset_is_other_data(tmp_path):
+  one, two = (write(tmp_path / f"{i}.parquet", index=[i, 5]) for i in (1, 2))
+  again = write(tmp_path / "again.parquet", index=[5, 1])
+  assert opened(one).sha256 == opened(again).sha256 != opened(two).sha256
+
+
+@pytest.mark.parametrize(
+  ("columns", "message"),
+  [
+    ({"index": [1438]}, "has row 1438, the training set rows 0 to 1437"),
+    ({"index": [-1, 4]}, "has row -1"),
+    ({"index": [4, 9, 4]}, "has row 4 2 times"),
+    ({"index": np.zeros(0, np.int32)}, "has no rows"),
+    ({"row": [1]}, "has the columns row, no index"),
+    ({"index": ["1"]}, "index is string"),
+    ({"index": [1, None]}, "with 1 empty"),
+  ],
+)
+def test_a_wrong_subset_is_refused_in_one_line(tmp_path, columns, message):
+  with pytest.raises(ValueError, match=message):
+    opened(write(tmp_path / "subset.parquet", **columns))
+
+
+def test_a_missing_and_a_cut_file_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"there is no file .*none\.parquet"):
+    opened(str(tmp_path / "none.parquet"))
+  path = tmp_path / "subset.parquet"
+  write(path, index=np.arange(1000))
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(ValueError, match="cannot be read"):
+    opened(str(path))
+
+
+def test_what_the_command_picks_is_trained_on(tmp_path):
+  digits = data.load(ConfigDict(DIGITS))
+  np.save(tmp_path / "pool.npy", digits.train.inputs.reshape(1438, -1).astype(np.float32))
+  picking = [
+    *(sys.executable, "-m", "jsel.select", "--config=configs/select/random.py"),
+    *(f"--config.pool={tmp_path / 'pool.npy'}", "--config.budget=256", "--config.budget_unit=rows"),
+    f"--workdir={tmp_path / 'picked'}",
+  ]
+  subprocess.run(picking, cwd=ROOT, env=environment(), check=True, timeout=300)
+  path = tmp_path / "picked" / "subset.parquet"
+  options = [f"--config.data.subset={path}", "--config.data.validation_fraction=0"]
+  options += ["--config.selector.name=full", "--config.steps=8", "--config.batch_size=128"]
+  run = train(tmp_path / "run", *options)
+  assert run.returncode == 0, run.stderr
+  assert "trained on: " in run.stdout
+  assert "256 of 1,438 rows, those of subset.parquet" in run.stdout
+  assert exposure(tmp_path / "run")["times_selected"] == [4] * 256
+  assert metrics(tmp_path / "run")[-1]["step"] == 8
+  write(path, index=np.arange(256))
+  run = train(tmp_path / "run", *options)
+  assert run.returncode == 2
+  assert "its hash was" in run.stderr
+  assert run.stderr.count("\n") == 1
