@@ -1,6 +1,7 @@
 """Checkpoints: everything that a resume needs, on whatever mesh the resume has."""
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
@@ -196,9 +197,14 @@ class Checkpoints:
     """Waits, then releases threads and files."""
     try:
       self.wait()
+    except ValueError:
+      with contextlib.suppress(Exception):  # Orbax raises again what the save met
+        self._checkpointer.close()
+      raise
+    else:
+      self._checkpointer.close()
     finally:
       self._sealer.shutdown()
-      self._checkpointer.close()
 
   def __enter__(self) -> "Checkpoints":
     return self

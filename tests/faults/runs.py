@@ -18,10 +18,11 @@ OPTIONS += ("--config.checkpoint_every=4", "--config.eval_every=40")
 TIMES = {"wall_seconds", "examples_per_second", "selection_overhead_pct", "selection", "config"}
 
 
-def start(workdir, *options, **popen):
+def start(workdir, *options, prefix=()):
   """train.py on digits, in one process on one device, with its output in pipes."""
   return subprocess.Popen(
     [
+      *prefix,
       sys.executable,
       "train.py",
       "--config=configs/digits.py",
@@ -34,13 +35,12 @@ def start(workdir, *options, **popen):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **popen,
   )
 
 
-def run(workdir, *options, **popen):
+def run(workdir, *options, prefix=()):
   """The exit code and both outputs of a run to its end."""
-  process = start(workdir, *options, **popen)
+  process = start(workdir, *options, prefix=prefix)
   try:
     out, err = process.communicate(timeout=280)
   finally:

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import shutil
 import signal
 
@@ -94,8 +93,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_once_there_is_space
 ):
   shutil.rmtree(unfinished / "checkpoints" / "40")
   # No file may be longer: arrays are, the small files of a run are not.
-  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
-  code, _, err = run(unfinished, *SHORT, preexec_fn=limit)
+  limit = ("bash", "-c", 'ulimit -Sf 64; exec "$@"', "limited")  # KiB
+  code, _, err = run(unfinished, *SHORT, prefix=limit)
   assert code == 2, err
   assert "Traceback" not in err
   told = [line for line in err.splitlines() if line.startswith("train.py: error:")]
