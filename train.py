@@ -52,6 +52,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   # ---- What was asked for -----------------------------------------------------------------------
 
   path = outputs.check_workdir(workdir)
+  if is_first:
+    outputs.hold(path)
   resolved = outputs.config_dict(config)
   if config.compilation_cache:
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
@@ -136,12 +138,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   }
   step = resumed = checkpoints.latest() or 0
   if resumed:
+    # The config first: its keys tell a person more than the leaves of another state.
+    check_resumable(checkpoints.metadata(resumed)["config"], resolved, harmless=HARMLESS)
     state, saved = checkpoints.restore(resumed, checkpoint.abstract(state))
-    check_resumable(saved["config"], resolved, harmless=HARMLESS)
-    if saved["data_sha256"] != dataset.sha256:
+    if saved["data_sha256"] != dataset.sha256 and not config.allow_data_change:
       raise ValueError(
         f"the data of {dataset.name} is not what the run in {path} was trained on: its hash was"
-        f" {saved['data_sha256'][:12]}, now it is {dataset.sha256[:12]}. Choose another --workdir"
+        f" {saved['data_sha256'][:12]}, now it is {dataset.sha256[:12]}. Choose"
+        " another --workdir, or go on all the same with --config.allow_data_change"
       )
     about = {name: saved[name] for name in about}
     if resumed >= total_steps and (path / "summary.json").exists():

@@ -42,6 +42,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   """The whole job, or the rest of it; returns the exit code."""
   seconds, lap = stopwatch()
   path = outputs.check_workdir(workdir)
+  outputs.hold(path)
   if not config.pool:
     raise ValueError("--config.pool is missing: files of embeddings to choose from")
   about = {

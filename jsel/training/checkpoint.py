@@ -1,9 +1,12 @@
 """Checkpoints: everything that a resume needs, on whatever mesh the resume has."""
 
+import concurrent.futures
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -12,9 +15,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-# Orbax tells every stage of every save at INFO; its warnings and errors pass.
+from jsel.training import digests, outputs
+
+# Orbax tells every stage of every save at INFO, and errors that its threads meet with a traceback,
+# which `Checkpoints.wait` raises too; its other warnings and errors pass.
 absl_logging.get_absl_logger().addFilter(
-  lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
+  lambda record: (
+    "orbax" not in record.pathname or (record.levelno >= logging.WARNING and not record.exc_info)
+  )
 )
 
 _SCALARS = (bool, int, float, str)
@@ -26,6 +34,9 @@ class Checkpoints:
   A save returns when the state is copied to the host and goes on in the
   background: the caller may donate the state right after. A step becomes visible
   when it is complete and not before, so that a process may be killed at any time.
+  Orbax does not check what it reads, so every local step has digests of its files:
+  on opening, the newest steps that are damaged are set aside with a warning that
+  names the file, as long as a whole one is before them.
 
   Leaves are `jax.Array` of any dtype and size (PRNG keys too), or Python numbers
   and strings; they are stored by name, whatever containers hold them.
@@ -35,7 +46,7 @@ class Checkpoints:
     keep: how many of the newest steps stay.
 
   Raises:
-    ValueError: if ``keep`` is less than 1.
+    ValueError: if ``keep`` is less than 1, or all steps are damaged (naming a file).
 
   Example:
     >>> import tempfile
@@ -58,9 +69,13 @@ class Checkpoints:
     self.directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       _set_incomplete_aside(self.directory)
+      if not outputs.is_remote(self.directory):  # object stores check what they keep themselves
+        _set_damaged_aside(self.directory)
     if jax.process_count() > 1:  # the others must not count those before
       multihost_utils.sync_global_devices("jsel_checkpoints_set_aside")
     self._saved: int | None = None
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
+    self._sealed: concurrent.futures.Future[None] | None = None
     policies = ocp.training
     self._checkpointer = policies.Checkpointer(
       self.directory,
@@ -82,7 +97,7 @@ class Checkpoints:
       metadata: JSON: numbers, strings, lists and dicts with string keys.
 
     Raises:
-      ValueError: if a leaf or the metadata cannot be stored.
+      ValueError: if a leaf or the metadata cannot be stored, or the save before failed.
     """
     # The step that is being saved just now is not complete for one process and is for another.
     if step == self._saved or step in self._steps():
@@ -97,8 +112,18 @@ class Checkpoints:
       }
     except TypeError as error:
       raise ValueError(f"the metadata of a checkpoint must be JSON: {error}") from error
-    self._checkpointer.save_async(step, arrays, force=True, custom_metadata=about)
+    self.wait()
+    try:
+      response = self._checkpointer.save_async(step, arrays, force=True, custom_metadata=about)
+    except Exception as error:  # Orbax and TensorStore raise whatever they meet
+      raise self._cannot_write(error) from error
+    self._sealed = self._sealer.submit(self._seal, step, response)
     self._saved = step
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """The metadata of ``step``, which is complete."""
+    path = self.directory / str(step) / "_CHECKPOINT_METADATA"
+    return json.loads(path.read_text())["custom_metadata"]["metadata"]
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -155,18 +180,49 @@ class Checkpoints:
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), about["metadata"]
 
   def wait(self) -> None:
-    """Returns when everything that was saved is complete; raises what a save met."""
-    self._checkpointer.wait()
+    """Returns when everything that was saved is complete.
+
+    Raises:
+      ValueError: if it could not be written.
+    """
+    sealed, self._sealed = self._sealed, None
+    try:
+      if sealed:
+        sealed.result()
+      self._checkpointer.wait()
+    except Exception as error:  # Orbax and TensorStore raise whatever they meet
+      raise self._cannot_write(error) from error
 
   def close(self) -> None:
     """Waits, then releases threads and files."""
-    self._checkpointer.close()
+    try:
+      self.wait()
+    except ValueError:
+      with contextlib.suppress(Exception):  # Orbax raises again what the save met
+        self._checkpointer.close()
+      raise
+    else:
+      self._checkpointer.close()
+    finally:
+      self._sealer.shutdown()
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+  def _seal(self, step: int, response: Any) -> None:
+    response.result()
+    if jax.process_index() == 0 and not outputs.is_remote(self.directory):
+      digests.seal(Path(self.directory / str(step)))
+
+  def _cannot_write(self, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0][:200] if str(error) else ""
+    return ValueError(
+      f"a checkpoint cannot be written to {self.directory}: the same command goes on from the one"
+      f" before once there is space ({type(error).__name__}: {reason})"
+    )
 
   def _steps(self) -> list[int]:
     saving = self._checkpointer.is_saving_in_progress()
@@ -231,9 +287,41 @@ def _is_complete(path: epath.Path) -> bool:
 
 def _set_incomplete_aside(directory: epath.Path) -> None:
   """Renames steps that are not whole, e.g. half a copy: Orbax would count them among the newest."""
-  for path in [p for p in directory.iterdir() if p.name.isdigit() and not _is_complete(p)]:
+  steps = [p for p in directory.iterdir() if p.name.isdigit()]
+  # One that has digests was complete: it is damaged, which `_set_damaged_aside` tells apart.
+  incomplete = [p for p in steps if not _is_complete(p) and not (p / digests.NAME).exists()]
+  for path in incomplete:
     aside = directory / f"{path.name}.incomplete"
     absl_logging.warning("checkpoint %s is incomplete and ignored: now %s", path, aside.name)
+    if aside.exists():
+      aside.rmtree()
+    path.rename(aside)
+
+
+def _set_damaged_aside(directory: epath.Path) -> None:
+  """Renames the newest steps that are not as they were written, if a whole one is before them."""
+  steps = sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
+  damaged: list[tuple[Path, str]] = []
+  for step in steps:
+    path = Path(directory / str(step))
+    damage = digests.find_damage(path)
+    if damage is None:
+      break
+    if damage == f"{digests.NAME} is missing":
+      # A process killed after its save and before the digests: complete all the same.
+      absl_logging.warning("checkpoint %s has no %s: read unchecked", path, digests.NAME)
+      break
+    damaged.append((path, damage))
+  else:
+    if damaged:
+      path, damage = damaged[0]
+      raise ValueError(
+        f"checkpoint {path} is damaged and none before it is whole: {damage}. Restore it from a"
+        f" copy, or move {directory} away to begin anew"
+      )
+  for path, damage in damaged:
+    aside = epath.Path(directory / f"{path.name}.damaged")
+    absl_logging.warning("checkpoint %s is damaged and ignored: %s", path, damage)
     if aside.exists():
       aside.rmtree()
     path.rename(aside)

@@ -1,5 +1,6 @@
 """How a command ends: exit code 2 and one line for the user's mistakes, a traceback for ours."""
 
+import errno
 import os
 import re
 import sys
@@ -13,13 +14,15 @@ from absl import app, flags, logging
 import jsel
 
 USERS_MISTAKE = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def run_main(main: Callable[[list[str]], int], *, default_config: str) -> None:
   """Parses the flags, runs ``main`` and exits with what it returns.
 
   A ValueError that jsel raised itself, and any flag that does not parse, is the
-  user's mistake: one line on stderr and exit code 2. Errors from elsewhere keep
+  user's mistake: one line on stderr and exit code 2; so is a full or read-only disk.
+  Ctrl-C before there is anything to save ends with 130. Errors from elsewhere keep
   their traceback.
   """
   logging.set_verbosity(logging.WARNING)
@@ -62,6 +65,12 @@ def _guarded(main: Callable[[list[str]], int], argv: list[str]) -> int:
     if not _raised_by_jsel(error):
       raise
     _fail(error)
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    _fail(error)
+  except KeyboardInterrupt:
+    return 130
 
 
 def _raised_by_jsel(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import io
 import json
@@ -95,6 +96,34 @@ def check_workdir(path: os.PathLike[str] | str) -> epath.Path:
       f"cannot write to workdir {workdir}: {reason}. Choose another --workdir"
     ) from error
   return workdir
+
+
+_HELD: dict[str, int] = {}
+
+
+def hold(workdir: os.PathLike[str] | str) -> None:
+  """Keeps other processes from running in ``workdir`` until this one ends, however it ends.
+
+  The lock is of the folder itself, so that nothing is left behind. Object stores and
+  file systems that lock no folders (NFS) are not guarded.
+
+  Raises:
+    ValueError: if another process holds it.
+  """
+  if is_remote(workdir) or str(workdir) in _HELD:
+    return
+  folder = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(folder)
+    raise ValueError(
+      f"another run is at work in {workdir}: wait for it, stop it, or choose another --workdir"
+    ) from error
+  except OSError:
+    os.close(folder)
+    return
+  _HELD[str(workdir)] = folder
 
 
 def json_ready(value: Any, name: str = "value") -> Any:

@@ -45,6 +45,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   began = time.perf_counter()
   note = lambda text: print(f"jsel: {text}", flush=True)
   path = outputs.check_workdir(workdir)
+  outputs.hold(path)
   resolved = outputs.config_dict(config)
   check(config)
   if config.compilation_cache:

@@ -39,3 +39,14 @@ def test_what_another_process_was_told_stops_this_one_too(monkeypatch, signum):
     assert not stop.asked()
     assert stop.asked()
   assert stop.exit_code == 128 + signum
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(signum):
+  before = signal.getsignal(signum)
+  with StopSignals() as stop:
+    signal.raise_signal(signum)
+    assert stop.asked()
+    # Raised now, it would end this process: the system's own handler is in place.
+    assert signal.getsignal(signum) == signal.SIG_DFL
+  assert signal.getsignal(signum) == before

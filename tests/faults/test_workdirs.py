@@ -1,0 +1,167 @@
+"""What happens to a workdir: damage, a second run, a full disk, signals, other data."""
+
+import os
+import pathlib
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests.faults.runs import one_line, outcome, run, start
+
+SHORT = ("--config.steps=40",)
+DISKS = "a folder that cannot be written needs another user than root"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run to its end, and what it came to."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  code, _, err = run(workdir, *SHORT)
+  assert code == 0, err
+  return workdir, outcome(workdir)
+
+
+@pytest.fixture
+def unfinished(whole, tmp_path):
+  """The same run as a process that died at step 40 left it: checkpoints of steps 36 and 40."""
+  workdir = tmp_path / "run"
+  shutil.copytree(whole[0], workdir)
+  (workdir / "summary.json").unlink()
+  (workdir / "exposure.parquet").unlink()
+  return workdir
+
+
+def truncate(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+HARMS = {"truncated": truncate, "flipped": flip, "deleted": pathlib.Path.unlink}
+
+
+def test_a_damaged_file_costs_a_checkpoint_and_no_more(
+  whole, unfinished, tmp_path, faults, report, rng
+):
+  newest = unfinished / "checkpoints" / "40"
+  files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.stat().st_size)
+  files = [name for name in files if (newest / name).is_file()]
+  tries = [(harm, name) for harm in HARMS for name in files]
+  if not faults:
+    tries = [("flipped", files[rng.integers(len(files))])]  # test_checkpoint.py has them all
+  survived = 0
+  for number, (harm, name) in enumerate(tries):
+    workdir = tmp_path / str(number)
+    shutil.copytree(unfinished, workdir)
+    HARMS[harm](workdir / "checkpoints" / "40" / name)
+    code, out, err = run(workdir, *SHORT)
+    assert code == 0, err
+    assert str(name) in err, (harm, name, err)
+    assert "Traceback" not in err
+    if name.name != "digests.json" or harm != "deleted":  # without it, the rest is whole
+      assert "going on from step 36" in out
+    assert outcome(workdir) == whole[1], (harm, name)
+    survived += 1
+    shutil.rmtree(workdir)
+  report(injected=len(tries), survived=survived)
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
+  with start(tmp_path / "run", "--config.steps=100000") as first:
+    try:
+      for line in first.stdout:
+        if line.startswith("step"):
+          break
+      code, _, err = run(tmp_path / "run", "--config.steps=100000")
+      assert (code, one_line(err)) == (2, True), err
+      assert f"another run is at work in {tmp_path / 'run'}" in err
+      assert first.poll() is None
+    finally:
+      first.kill()
+  _, _, err = run(tmp_path / "run", "--config.steps=100000", "--config.seed=1")
+  assert "seed=0, this one has seed=1" in err  # the lock died with its holder
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_once_there_is_space(
+  whole, unfinished, tmp_path
+):
+  shutil.rmtree(unfinished / "checkpoints" / "40")
+  # No file may be longer: arrays are, the small files of a run are not.
+  limit = ("bash", "-c", 'ulimit -Sf 64; exec "$@"', "limited")  # KiB
+  code, _, err = run(unfinished, *SHORT, prefix=limit)
+  assert code == 2, err
+  assert "Traceback" not in err
+  told = [line for line in err.splitlines() if line.startswith("train.py: error:")]
+  assert len(told) == 1, err
+  assert f"a checkpoint cannot be written to {unfinished / 'checkpoints'}" in told[0]
+  code, out, err = run(unfinished, *SHORT)
+  assert code == 0, err
+  assert "going on from step 36" in out
+  assert outcome(unfinished) == whole[1]
+
+
+def test_a_workdir_that_may_not_be_written_is_refused(whole, unfinished):
+  if os.geteuid() == 0:
+    pytest.skip(DISKS)
+  before = sorted(path.name for path in unfinished.iterdir())
+  unfinished.chmod(0o555)
+  try:
+    code, _, err = run(unfinished, *SHORT)
+  finally:
+    unfinished.chmod(0o755)
+  assert (code, one_line(err)) == (2, True), err
+  assert f"cannot write to workdir {unfinished}: Permission denied" in err
+  assert sorted(path.name for path in unfinished.iterdir()) == before
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):  # SIGTERM is in test_train.py
+  with start(tmp_path / "run", "--config.steps=100000") as process:
+    try:
+      for line in process.stdout:
+        if line.startswith("step"):
+          break
+      process.send_signal(signal.SIGINT)
+      out, err = process.communicate(timeout=120)
+    finally:
+      process.kill()
+  assert process.returncode == 130, err
+  assert "Traceback" not in err
+  assert "the same command goes on from there" in out
+  step = out.split("saved at step ")[1].split(":")[0]
+  assert (tmp_path / "run" / "checkpoints" / step / "digests.json").exists()
+
+
+def test_incompatible_keys_are_refused_by_name_and_harmless_ones_are_not(unfinished):
+  # The second changes the leaves too; what was asked for is what is told.
+  for name, value in (("optimizer.learning_rate", "0.5"), ("model.mlp.hidden", "(32, 32)")):
+    code, _, err = run(unfinished, *SHORT, f"--config.{name}={value}")
+    assert (code, one_line(err)) == (2, True), err
+    assert f"this one has {name}=" in err
+  code, out, err = run(unfinished, *SHORT, "--config.checkpoint_every=7", "--config.threads=2")
+  assert code == 0, err
+  assert "going on from step 40" in out
+
+
+def test_changed_data_is_refused_unless_allowed(tmp_path):
+  rng = np.random.default_rng(0)
+  inputs, labels = rng.standard_normal((400, 6)).astype(np.float32), np.arange(400) % 3
+  path = tmp_path / "rows.npz"
+  np.savez(path, inputs=inputs, labels=labels)
+  options = ("--config.data.name=own", f"--config.data.train={path}", "--config.batch_size=16")
+  code, _, err = run(tmp_path / "run", *options, *SHORT)
+  assert code == 0, err
+  (tmp_path / "run" / "summary.json").unlink()
+  np.savez(path, inputs=inputs + 1, labels=labels)
+  code, _, err = run(tmp_path / "run", *options, *SHORT)
+  assert (code, one_line(err)) == (2, True), err
+  assert "its hash was" in err
+  assert "--config.allow_data_change" in err
+  code, out, err = run(tmp_path / "run", *options, *SHORT, "--config.allow_data_change")
+  assert code == 0, err
+  assert "going on from step 40" in out
