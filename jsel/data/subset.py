@@ -65,6 +65,7 @@ def train_on(dataset: RowsDataset, picked: Picked) -> RowsDataset:
   Raises:
     ValueError: if the subset is of a larger pool, or all of its rows are held out.
 
+  >>> from jsel.data.rows import ArrayRows
   >>> labels = np.array([0, 1, 0, 1])
   >>> rows = ArrayRows(np.arange(4, dtype=np.float32)[:, None], labels)
   >>> dataset = RowsDataset(rows, None, rows, 2, "own", "x.npz", 1.0, "")
