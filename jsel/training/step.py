@@ -71,7 +71,7 @@ def make_step(
     )
     needed = needed_columns(selector, pool)
     operands = (state.key, state.step, state.selector, state.plan, needed)
-    if refresh_steps == 1:  # always due, and outside of a cond its work is split over threads
+    if refresh_steps == 1:  # always due: no cond, whose work is serial on CPU
       changed, active = select(*operands)
       return state._replace(selector=merge(state.selector, changed), plan=active)
     due = rows_left(state.plan, state.step, batch_size) < batch_size

@@ -1,7 +1,6 @@
 """What happens to a workdir: damage, a second run, a full disk, signals, other data."""
 
 import os
-import pathlib
 import shutil
 import signal
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.faults.runs import one_line, outcome, run, start
+from tests.harms import HARMS
 
 SHORT = ("--config.steps=40",)
 DISKS = "a folder that cannot be written needs another user than root"
@@ -31,19 +31,6 @@ def unfinished(whole, tmp_path):
   (workdir / "summary.json").unlink()
   (workdir / "exposure.parquet").unlink()
   return workdir
-
-
-def truncate(path):
-  os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-
-
-HARMS = {"truncated": truncate, "flipped": flip, "deleted": pathlib.Path.unlink}
 
 
 def test_a_damaged_file_costs_a_checkpoint_and_no_more(

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import jsel
 from jsel.training.checkpoint import Checkpoints, abstract
+from tests.harms import HARMS, flip
 
 
 class Moments(NamedTuple):
@@ -197,17 +198,7 @@ def test_another_state_is_refused_in_one_line(tmp_path, change, message):
   assert "\n" not in str(error.value)
 
 
-def truncate(path):
-  os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-
-
-@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_damaged_files_are_named_and_the_step_before_is_taken(tmp_path, caplog, harm):
   values = np.random.default_rng(0).random(20_000).astype(np.float32)
   with Checkpoints(tmp_path / "whole", keep=2) as checkpoints:
