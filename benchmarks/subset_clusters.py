@@ -36,7 +36,8 @@ def silhouettes(
   k, ids = int(labels.max()) + 1, sample.astype(np.int32)
   labels = labels.astype(np.int32)
   exact = silhouette.sampled(x, labels, ids, k).values
-  means = segments.segment_sum(x, labels, k) / np.bincount(labels)[:, None]
+  members = np.bincount(labels).astype(np.float32)
+  means = segments.segment_sum(x, labels, k) / members[:, None]
   return np.asarray(exact), np.asarray(silhouette.simplified(x, labels, means).values)[sample]
 
 

@@ -31,7 +31,9 @@ def processor() -> str:
 # many threads as devices, XLA's default, eight devices lock each other out.
 os.environ.setdefault("NPROC", "32")
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-# In the environment too, for the runs that tests start.
+# In the environment too, for the runs that tests start, as the flag is: tests compile far more than
+# they compute.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jsel-tests" / processor()))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
