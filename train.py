@@ -79,7 +79,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if config.data.subset:
     note(f"trained on: {dataset.source}")
   examples = Examples(
-    size, train.input_shape, train.input_dtype, dataset.classes, normalizer(dataset)
+    size,
+    train.input_shape,
+    train.input_dtype,
+    dataset.classes,
+    normalizer(dataset),
+    weighted=dataset.weights is not None,
   )
   reading = {"threads": config.threads, "ahead": config.read_ahead}
   eval_options = {"batch_size": config.eval_batch_size // mesh.size * mesh.size, "mesh": mesh}
@@ -119,6 +124,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if resident:
     held = data.read_all(train)
     columns = {"inputs": held.inputs.reshape(size, -1), "labels": held.labels}
+  if dataset.weights is not None:
+    columns["weight"] = dataset.weights
   pool = Pool(
     {what: sharding.place(sharding.pad_rows(x), split) for what, x in columns.items()},
     sharding.place(np.arange(sharding.padded_size(size)) < size, split),

@@ -16,9 +16,10 @@ from jsel.data import (
   tfds,
 )
 from jsel.data.arrays import Dataset, Split, fingerprint
+from jsel.data.digest import combined
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
-from jsel.data.subset import read_subset, train_on
+from jsel.data.subset import read_subset, train_on, weights_sha256
 
 __all__ = [
   "SOURCES",
@@ -65,7 +66,8 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   Args:
     config: ``name`` (one of `SOURCES`) and what its function names; ``dir``, where to look first;
       ``validation_fraction`` of the train rows held out of every class, 0 for none; ``split_seed``
-      of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any.
+      of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any,
+      and ``subset_weights``, whether by its weights (if not said, they are).
 
   Raises:
     ValueError: in one line with the remedy: an unknown name, data that is not on the machine, a
@@ -77,7 +79,9 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   """
   found = _open(config)
   path = config.get("subset")
-  return train_on(found, read_subset(path)) if path else found
+  if not path:
+    return found
+  return train_on(found, read_subset(path), weights=config.get("subset_weights", True))
 
 
 def _open(config: ConfigDict) -> RowsDataset:
@@ -105,7 +109,7 @@ def _open(config: ConfigDict) -> RowsDataset:
 def load(config: ConfigDict) -> Dataset:
   """The data set that the config section ``data`` describes, all of it as arrays.
 
-  Args and Raises as of `open_rows`. The hash is of all bytes.
+  Args and Raises as of `open_rows`. The hash is of all bytes, those of weights too.
 
   >>> digits = load(ConfigDict({"name": "digits", "validation_fraction": 0.1, "split_seed": 0}))
   >>> len(digits.train.labels), len(digits.validation.labels), len(digits.test.labels)
@@ -114,6 +118,9 @@ def load(config: ConfigDict) -> Dataset:
   found = open_rows(config)
   train, test = read_all(found.train), read_all(found.test)
   validation = read_all(found.validation) if found.validation else None
+  sha256 = fingerprint(train, validation, test)
+  if found.weights is not None:
+    sha256 = combined(sha256, weights_sha256(found.weights))
   return Dataset(
     train=train,
     validation=validation,
@@ -122,5 +129,6 @@ def load(config: ConfigDict) -> Dataset:
     name=found.name,
     source=found.source,
     scale=found.scale,
-    sha256=fingerprint(train, validation, test),
+    sha256=sha256,
+    weights=found.weights,
   )

@@ -44,6 +44,7 @@ def base_config() -> ConfigDict:
   config.data.test = ""
   config.data.test_labels = ""
   config.data.subset = ""  # a subset.parquet of python -m jsel.select: no other rows are trained on
+  config.data.subset_weights = True  # rows count by its column weight, of mean 1
   config.data.classes = 0  # own data and parquet: 0 counts them
   config.data.tfds_name = ""  # NAME, NAME/CONFIG or NAME:VERSION
   config.data.input_column = "image"  # tfds: feature; parquet: column

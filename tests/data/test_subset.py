@@ -54,9 +54,29 @@ def test_what_is_held_out_stays_so_and_is_counted(tmp_path):
     opened(write(tmp_path / "held.parquet", index=held), **options)
 
 
-def test_weights_that_are_not_used_are_told(tmp_path):
-  path = write(tmp_path / "s.parquet", index=[1, 2], weight=np.float32([1, 2]))
-  assert opened(path).source.endswith("their weights not used")
+def test_weights_are_those_of_the_rows_over_their_mean(tmp_path):
+  options = {"validation_fraction": 0.25}
+  kept, _ = data.open_rows(ConfigDict({**DIGITS, **options})).train.origin()
+  index = np.random.default_rng(0).permutation(1438)[:300]
+  weight = (1 + index / 7).astype(np.float32)
+  path = write(tmp_path / "s.parquet", index=index, weight=weight)
+  found = opened(path, **options)
+  ids, _ = found.train.origin()
+  assert set(ids) == set(index) & set(kept)
+  expected = 1 + ids / 7
+  np.testing.assert_allclose(found.weights, expected / expected.mean(), rtol=1e-6)  # float32
+  low, high = expected.min() / expected.mean(), expected.max() / expected.mean()
+  assert f"their weights {low:.3g} to {high:.3g} times the mean" in found.source
+  loaded = data.load(ConfigDict({**DIGITS, **options, "subset": path}))
+  np.testing.assert_array_equal(loaded.weights, found.weights)
+  without = opened(path, **options, subset_weights=False)
+  assert without.weights is None
+  assert without.source.endswith("their weights not used")
+  assert without.sha256 != found.sha256
+  # Weights that are all alike are none.
+  path = write(tmp_path / "s.parquet", index=index, weight=np.full(300, 7, np.float32))
+  assert opened(path, **options).weights is None
+  assert opened(path, **options).sha256 == without.sha256
 
 
 def test_another_subset_is_other_data(tmp_path):
@@ -75,6 +95,11 @@ def test_another_subset_is_other_data(tmp_path):
     ({"row": [1]}, "has the columns row, no index"),
     ({"index": ["1"]}, "index is string"),
     ({"index": [1, None]}, "with 1 empty"),
+    ({"index": [4, 1], "weight": [1.0, -2.0]}, "the weight of row 1 is -2.0"),
+    ({"index": [4, 1], "weight": [np.inf, 1.0]}, "the weight of row 4 is inf"),
+    ({"index": [4, 1], "weight": [1.0, None]}, "the weight of row 1 is nan"),
+    ({"index": [4, 1], "weight": [0.0, 0.0]}, "have the weight 0"),
+    ({"index": [4, 1], "weight": ["a", "b"]}, "weight is string, not numbers"),
   ],
 )
 def test_a_wrong_subset_is_refused_in_one_line(tmp_path, columns, message):
@@ -110,6 +135,15 @@ def test_what_the_command_picks_is_trained_on(tmp_path):
   assert "256 of 1,438 rows, those of subset.parquet" in run.stdout
   assert exposure(tmp_path / "run")["times_selected"] == [4] * 256
   assert metrics(tmp_path / "run")[-1]["step"] == 8
+  weight = np.resize([1.0, 3.0], 256)
+  write(path, index=pq.read_table(path)["index"], weight=weight)
+  run = train(tmp_path / "run", *options)
+  assert run.returncode == 2
+  assert "its hash was" in run.stderr  # with other weights it is other data
+  run = train(tmp_path / "weighted", *options, devices=8)
+  assert run.returncode == 0, run.stderr
+  assert "their weights 0.5 to 1.5 times the mean 2" in run.stdout
+  assert metrics(tmp_path / "weighted")[-1]["step"] == 8
   write(path, index=np.arange(256))
   run = train(tmp_path / "run", *options)
   assert run.returncode == 2
