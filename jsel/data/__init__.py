@@ -19,7 +19,8 @@ from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.digest import combined
 from jsel.data.parts import Parts, parts_sha256, with_validation
 from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
-from jsel.data.subset import read_subset, train_on, weights_sha256
+from jsel.data.subset import origin, read_subset, train_on, weights_sha256
+from jsel.data.subset_pool import check_pool
 
 __all__ = [
   "SOURCES",
@@ -67,7 +68,8 @@ def open_rows(config: ConfigDict) -> RowsDataset:
     config: ``name`` (one of `SOURCES`) and what its function names; ``dir``, where to look first;
       ``validation_fraction`` of the train rows held out of every class, 0 for none; ``split_seed``
       of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any,
-      and ``subset_weights``, whether by its weights (if not said, they are).
+      ``subset_weights``, whether by its weights (if not said, they are), and
+      ``allow_other_pool``, whether it may be of another pool.
 
   Raises:
     ValueError: in one line with the remedy: an unknown name, data that is not on the machine, a
@@ -81,7 +83,10 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   path = config.get("subset")
   if not path:
     return found
-  return train_on(found, read_subset(path), weights=config.get("subset_weights", True))
+  picked = read_subset(path)
+  if picked.pool and not config.get("allow_other_pool", False):
+    check_pool(picked.pool, origin(found.train)[1], config, name=picked.name)
+  return train_on(found, picked, weights=config.get("subset_weights", True))
 
 
 def _open(config: ConfigDict) -> RowsDataset:

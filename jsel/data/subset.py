@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from jsel.data import files
 from jsel.data.digest import combined
-from jsel.data.rows import RowsDataset, SubsetRows
+from jsel.data.rows import Rows, RowsDataset, SubsetRows
+from jsel.data.subset_pool import PoolFacts, facts_in
 
 
 class Picked(NamedTuple):
@@ -19,6 +20,7 @@ class Picked(NamedTuple):
   index: np.ndarray  # [m] int64, rows of the pool, ascending
   weight: np.ndarray | None  # [m] float64 of the rows' losses; None: all are alike
   name: str  # of the file
+  pool: PoolFacts | None = None  # that they are rows of, if the file says
 
 
 def read_subset(path: str) -> Picked:
@@ -55,7 +57,7 @@ def read_subset(path: str) -> Picked:
       f"--config.data.subset={path} has row {index[count.argmax()]} {count.max()} times: {remedy}"
     )
   weight = _weights(table["weight"], index, first, path) if "weight" in table.schema.names else None
-  return Picked(index, weight, Path(path).name)
+  return Picked(index, weight, Path(path).name, facts_in(table.schema))
 
 
 def _weights(
@@ -98,9 +100,7 @@ def train_on(dataset: RowsDataset, picked: Picked, *, weights: bool = True) -> R
   ([[1.0], [3.0]], 'x.npz; 2 of 4 rows, those of subset.parquet')
   """
   train, name = dataset.train, picked.name
-  ids, size = (
-    train.origin() if isinstance(train, SubsetRows) else (np.arange(train.size), train.size)
-  )
+  ids, size = origin(train)
   if picked.index[0] < 0 or picked.index[-1] >= size:
     bad = picked.index[0] if picked.index[0] < 0 else picked.index[-1]
     raise ValueError(
@@ -131,6 +131,11 @@ def train_on(dataset: RowsDataset, picked: Picked, *, weights: bool = True) -> R
   return dataset._replace(
     train=SubsetRows(train, place), source=said, sha256=sha256, weights=scaled
   )
+
+
+def origin(rows: Rows) -> tuple[np.ndarray, int]:
+  """The numbers ``[n]`` of rows where they come from in the end, and how many rows that has."""
+  return rows.origin() if isinstance(rows, SubsetRows) else (np.arange(rows.size), rows.size)
 
 
 def weights_sha256(weights: np.ndarray) -> str:

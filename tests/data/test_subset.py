@@ -10,6 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jsel import data
+from jsel.select import select_subset
+from jsel.selection.config import base_config
 from tests.test_train import ROOT, environment, exposure, metrics, train
 
 DIGITS = {"name": "digits", "split_seed": 0}
@@ -115,6 +117,50 @@ def test_a_missing_and_a_cut_file_are_refused(tmp_path):
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(ValueError, match="cannot be read"):
     opened(str(path))
+
+
+def test_a_subset_of_another_pool_is_refused(tmp_path):
+  rng = np.random.default_rng(0)
+  ids = np.array([f"row-{i}" for i in range(90)])
+
+  def pool(path, order=slice(None), **changed):
+    x = np.random.default_rng(1).standard_normal((90, 5)).astype(np.float32)[order]
+    columns = {"x": list(x), "label": np.resize([0, 1, 2], 90)[order], "name": ids[order]}
+    path.parent.mkdir(exist_ok=True)
+    return write(path, **columns | changed)
+
+  config = base_config()
+  config.update_from_flattened_dict({
+    "pool": pool(tmp_path / "one" / "rows.parquet"),
+    "method.name": "random",
+    "columns.embedding": "x",
+    "columns.id": "name",
+    "budget": 0.5,
+    "picture": False,
+  })  # fmt: skip
+  assert select_subset(config, str(tmp_path / "picked")) == 0
+
+  def found(rows, **options):
+    given = {"name": "parquet", "test_fraction": 0.2, "split_seed": 0, "input_column": "x"}
+    given |= {"label_column": "label", "subset": str(tmp_path / "picked" / "subset.parquet")}
+    return data.open_rows(ConfigDict({**given, "train": rows, **options}))
+
+  assert "of 90 rows, those of subset.parquet" in found(config.pool).source
+  # The same rows in a file of another name, and in two.
+  assert found(pool(tmp_path / "same.parquet")).train.size
+  halves = [pool(tmp_path / f"{i}.parquet", slice(45 * i, 45 * i + 45)) for i in range(2)]
+  assert found(",".join(halves)).train.size
+  for rows, message in (
+    (halves[0], "is of a pool of 90 rows, the training set has 45"),
+    (
+      pool(tmp_path / "two" / "rows.parquet", label=np.resize([2, 1, 0], 90)),
+      "rows.parquet is not",
+    ),
+    (pool(tmp_path / "shuffled.parquet", rng.permutation(90)), "the ids in column name of .*order"),
+  ):
+    with pytest.raises(ValueError, match=f"{message}.*--config.data.allow_other_pool=True"):
+      found(rows)
+  assert found(pool(tmp_path / "shuffled.parquet", rng.permutation(90)), allow_other_pool=True)
 
 
 def test_what_the_command_picks_is_trained_on(tmp_path):
