@@ -296,7 +296,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if not is_first:
     return 0
   columns = {n: x[:size] for n, x in columns.items()}
-  outputs.write_exposure(path / "exposure.parquet", {"index": np.arange(size), **columns})
+  index, rows = np.arange(size), dataset.source_rows
+  columns = {"index": index, "source_row": index if rows is None else rows, **columns}
+  outputs.write_exposure(path / "exposure.parquet", columns)
   selection = about["selection"] or {"share": float("nan")}
   summary = {
     "test_accuracy": found["accuracy"],

@@ -18,7 +18,7 @@ from jsel.data import (
 from jsel.data.arrays import Dataset, Split, fingerprint
 from jsel.data.digest import combined
 from jsel.data.parts import Parts, parts_sha256, with_validation
-from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
+from jsel.data.rows import ArrayRows, Rows, RowsDataset, SubsetRows, read_all
 from jsel.data.subset import origin, read_subset, train_on, weights_sha256
 from jsel.data.subset_pool import check_pool
 
@@ -81,12 +81,14 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   """
   found = _open(config)
   path = config.get("subset")
-  if not path:
+  if path:
+    picked = read_subset(path)
+    if picked.pool and not config.get("allow_other_pool", False):
+      check_pool(picked.pool, origin(found.train)[1], config, name=picked.name)
+    found = train_on(found, picked, weights=config.get("subset_weights", True))
+  if not isinstance(found.train, SubsetRows):
     return found
-  picked = read_subset(path)
-  if picked.pool and not config.get("allow_other_pool", False):
-    check_pool(picked.pool, origin(found.train)[1], config, name=picked.name)
-  return train_on(found, picked, weights=config.get("subset_weights", True))
+  return found._replace(source_rows=origin(found.train)[0])
 
 
 def _open(config: ConfigDict) -> RowsDataset:
@@ -136,4 +138,5 @@ def load(config: ConfigDict) -> Dataset:
     scale=found.scale,
     sha256=sha256,
     weights=found.weights,
+    source_rows=found.source_rows,
   )

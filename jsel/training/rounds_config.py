@@ -57,4 +57,4 @@ def base_config() -> ConfigDict:
 
 
 # What may change between a run and its resumption without changing what comes out.
-HARMLESS = ("compilation_cache", "data.dir")
+HARMLESS = ("compilation_cache", "data.dir", "encoder.cache_dir")

@@ -70,6 +70,8 @@ def test_weights_are_those_of_the_rows_over_their_mean(tmp_path):
   low, high = expected.min() / expected.mean(), expected.max() / expected.mean()
   assert f"their weights {low:.3g} to {high:.3g} times the mean" in found.source
   loaded = data.load(ConfigDict({**DIGITS, **options, "subset": path}))
+  np.testing.assert_array_equal(loaded.source_rows, ids)
+  assert data.open_rows(ConfigDict(DIGITS)).source_rows is None
   np.testing.assert_array_equal(loaded.weights, found.weights)
   without = opened(path, **options, subset_weights=False)
   assert without.weights is None
@@ -179,7 +181,10 @@ def test_what_the_command_picks_is_trained_on(tmp_path):
   assert run.returncode == 0, run.stderr
   assert "trained on: " in run.stdout
   assert "256 of 1,438 rows, those of subset.parquet" in run.stdout
-  assert exposure(tmp_path / "run")["times_selected"] == [4] * 256
+  seen = exposure(tmp_path / "run")
+  assert seen["times_selected"] == [4] * 256
+  assert seen["index"] == list(range(256))
+  assert seen["source_row"] == sorted(pq.read_table(path)["index"].to_pylist())
   assert metrics(tmp_path / "run")[-1]["step"] == 8
   weight = np.resize([1.0, 3.0], 256)
   write(path, index=pq.read_table(path)["index"], weight=weight)

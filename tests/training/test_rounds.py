@@ -109,6 +109,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(config, tmp_path, mon
     np.testing.assert_array_equal(rows[name], columns[name])
   del summary["wall_seconds"], expected["wall_seconds"]
   assert summary == expected
+  config.encoder.cache_dir = str(tmp_path / "elsewhere")  # where embeddings are changes nothing
   train_in_rounds(config, str(tmp_path / "halves"))
   assert "all 2 rounds are done" in capsys.readouterr().out
   config.seed = 1
