@@ -32,6 +32,7 @@ from jsel.selection.reader import Reader
 from jsel.selection.run import select
 from jsel.selection.subset import pool_facts, subset_table
 from jsel.selection.walk import Stopped, Walks, take
+from jsel.selectors.parts import Note
 from jsel.training import outputs
 from jsel.training.stopping import StopSignals
 
@@ -79,6 +80,12 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     limits = {"slow_minutes": config.slow_minutes, "allow_slow": config.allow_slow}
     plan.check_time(made, method, **limits)
 
+  found: dict[str, Any] = {}
+
+  def tell(said: Note) -> None:
+    note(f"{said.name}: {said.text}")
+    found[said.name] = said.facts
+
   display = Display()
   with StopSignals() as stop:
     reader = Reader(config, path, stop=stop.asked)
@@ -98,6 +105,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
         stop=stop.asked,
         answers=answers,
         approve=approve,
+        tell=tell,
         **arguments,
       )
     except Stopped:
@@ -137,6 +145,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "seed": config.seed,
     **reader.facts,
     **screen.write(path, searched),
+    "found": found,
     "balance": counts,
     "walks": display.walks,
     "walk_seconds": display.seconds,

@@ -5,6 +5,8 @@ python -m jsel.select --config=configs/select/kmq.py --config.pool=pool.parquet 
 
 The pool has a column score, higher is better. Every cluster gives its share of any budget, to a
 row; column cluster says which. Walks: a check, a sample, moving the centers, labelling.
+--config.method.kmq.silhouette='(64, 256, 1024)' takes the number of clusters of the highest
+silhouette.
 """
 
 from jsel.selection.config import base_config

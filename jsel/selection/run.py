@@ -14,7 +14,7 @@ from jsel.selection.pool import ArrayPart, Pool
 from jsel.selection.subset import Subset
 from jsel.selection.walk import Walker, Walks
 from jsel.selectors import methods
-from jsel.selectors.parts import Ranking, Task
+from jsel.selectors.parts import Note, Ranking, Task
 
 
 def select(
@@ -38,6 +38,7 @@ def select(
   stop: Callable[[], bool] = lambda: False,
   answers: Answers | None = None,
   approve: Callable[[plan.Plan], Any] | None = None,
+  tell: Callable[[Note], Any] = lambda _: None,
   **constants: Any,
 ) -> Subset:
   """The rows of ``pool`` that ``method`` takes within ``budget``, by rank.
@@ -64,6 +65,7 @@ def select(
     stop: asked between blocks whether to end with `jsel.selection.walk.Stopped`.
     answers: where walks are kept for a later call with the same arguments.
     approve: is shown what the ranking will take before it is begun, and may raise.
+    tell: is handed what the method has to say of its way to the ranking.
     **constants: of the method.
 
   Raises:
@@ -145,7 +147,7 @@ def select(
     requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
   else:
     requests = chosen.rank(key, task, count)
-  found, ranked = first_fit(requests, Walker(walks, eligible, mesh), fit, count, rows)
+  found, ranked = first_fit(requests, Walker(walks, eligible, mesh, tell=tell), fit, count, rows)
   if found is None:
     raise ValueError(
       f"method {method} ranks {ranked} rows, too few for a budget of {budget:g} {unit}: the others"

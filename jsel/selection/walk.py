@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jsel import sharding
 from jsel.selection.answers import Answers, Walked
 from jsel.selection.pool import Pool
-from jsel.selectors.parts import Block, Pass, Take
+from jsel.selectors.parts import Block, Note, Pass, Take
 
 BLOCK = 65_536  # rows, at the most
 BLOCK_BYTES = 2**28
@@ -104,14 +104,24 @@ class Walker:
     walks: over the pool.
     eligible: ``[n]`` bool, the rows that may be taken.
     mesh: that blocks are split over.
+    tell: is handed the method's notes.
   """
 
-  def __init__(self, walks: Walks, eligible: np.ndarray, mesh: Mesh):
-    self._walks, self._eligible, self._mesh = walks, eligible, mesh
+  def __init__(
+    self,
+    walks: Walks,
+    eligible: np.ndarray,
+    mesh: Mesh,
+    *,
+    tell: Callable[[Note], Any] = lambda _: None,
+  ):
+    self._walks, self._eligible, self._mesh, self._tell = walks, eligible, mesh, tell
     self._steps: dict[Any, Any] = {}
 
-  def __call__(self, request: Pass | Take) -> Any:
+  def __call__(self, request: Pass | Take | Note) -> Any:
     """The answer of a request (`jsel.selectors.parts`)."""
+    if isinstance(request, Note):
+      return self._tell(request)
     return take(self._walks, request.index) if isinstance(request, Take) else self._pass(request)
 
   def _pass(self, request: Pass) -> tuple[Any, dict[str, np.ndarray]]:

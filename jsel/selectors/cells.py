@@ -1,17 +1,18 @@
 """Clusters of a pool that comes in parts, and the order in which they give rows."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsel.kernels import kmeans, permutation
+from jsel.kernels import kmeans, permutation, silhouette
 from jsel.kernels.random import row_gumbel
-from jsel.selectors.parts import Block, Cost, Pass, Take, Task
+from jsel.selectors.parts import Block, Cost, Note, Pass, Take, Task
 
 SAMPLE = 65_536  # rows that k-means is fitted to, at the least
+SILHOUETTES = 1024  # rows whose mean silhouette numbers of clusters are compared by
 
 
 class Cells(NamedTuple):
@@ -23,21 +24,29 @@ class Cells(NamedTuple):
 
 
 def cluster(
-  key: jax.Array, task: Task, k: int, *, iterations: int, refinements: int
-) -> Generator[Pass | Take, Any, Cells]:
+  key: jax.Array,
+  task: Task,
+  k: int,
+  *,
+  iterations: int,
+  refinements: int,
+  candidates: Sequence[int] = (),
+) -> Generator[Pass | Take | Note, Any, Cells]:
   """k-means of the rows that may be taken.
 
   Seeded and fitted on a sample of ``max(65536, 64 k)`` rows, all where there are no more;
-  then the centers are moved ``refinements`` times to the means of all rows.
+  then the centers are moved ``refinements`` times to the means of all rows. With ``candidates``,
+  k is that of them whose clusters of the sample have the highest silhouette.
 
   Raises:
     ValueError: if there are fewer rows than ``k``.
   """
   rows = np.flatnonzero(task.eligible)
-  if not 1 <= k <= rows.size:
-    raise ValueError(f"{k} clusters of {rows.size} rows: ask for 1 to {rows.size}")
+  most = max(candidates, default=k)
+  if not 1 <= most <= rows.size:
+    raise ValueError(f"{most} clusters of {rows.size} rows: ask for 1 to {rows.size}")
   sample_key, seed_key = jax.random.split(key)
-  size = min(max(SAMPLE, 64 * k), rows.size)
+  size = min(max(SAMPLE, 64 * most), rows.size)
   if size < rows.size:
     place = permutation.permute(sample_key, jnp.arange(size, dtype=jnp.int32), int(rows.size))
     rows = np.sort(rows[np.asarray(place)])
@@ -46,8 +55,17 @@ def cluster(
   extra = -sample.shape[0] % 512
   x = jnp.asarray(np.pad(sample, [(0, extra), (0, 0)]))
   valid = jnp.arange(x.shape[0]) < size
-  centers = kmeans.plus_plus(seed_key, x, k, valid=valid)
-  centers = kmeans.fit(x, centers, max_iters=iterations, valid=valid).centers
+
+  def fitted(k: int) -> jax.Array:
+    centers = kmeans.plus_plus(seed_key, x, k, valid=valid)
+    return kmeans.fit(x, centers, max_iters=iterations, valid=valid).centers
+
+  if candidates:
+    best = _by_silhouette(seed_key, x, valid, size, fitted, candidates)
+    k, centers = best.k, best.centers
+    yield best.note
+  else:
+    centers = fitted(k)
   refine, label = _refine(task.axis_name), assigner(task.axis_name)
   for _ in range(refinements if size < task.eligible.sum() else 0):
     sums, _ = yield Pass("moving centers", kmeans.init(k, task.width), centers, refine)
@@ -56,12 +74,50 @@ def cluster(
   return Cells(found["label"], found["distance2"], np.asarray(centers))
 
 
-def cluster_cost(task: Task, k: int, *, iterations: int, refinements: int) -> Cost:
+class _Best(NamedTuple):
+  """Result of `_by_silhouette`."""
+
+  k: int
+  centers: jax.Array  # [k, d]
+  note: Note
+
+
+def _by_silhouette(
+  key: jax.Array,
+  x: jax.Array,
+  valid: jax.Array,
+  size: int,
+  fitted: Callable[[int], jax.Array],
+  candidates: Sequence[int],
+) -> _Best:
+  """The candidate of the highest mean silhouette of up to 1,024 rows; the least of equals."""
+  some = jnp.arange(min(SILHOUETTES, size), dtype=jnp.int32)
+  index = permutation.permute(jax.random.fold_in(key, 1), some, size)
+  means, best, taken = {}, -np.inf, None
+  for k in sorted({*candidates}):
+    centers = fitted(k)
+    label, _ = kmeans.assign(x, centers, valid=valid)
+    mean = float(silhouette.sampled(x, label, index, k).mean)
+    means[k] = mean if np.isfinite(mean) else -1.0  # where all rows are in one cluster
+    if means[k] > best:
+      best, taken = means[k], (k, centers)
+  assert taken is not None
+  text = ", ".join(f"{mean:.3f} of {k} clusters" for k, mean in means.items())
+  facts = {"clusters": [*means], "mean": [*means.values()], "taken": taken[0]}
+  return _Best(*taken, Note("silhouette", f"{text}; {taken[0]} are taken", facts))
+
+
+def cluster_cost(
+  task: Task, k: int, *, iterations: int, refinements: int, candidates: Sequence[int] = ()
+) -> Cost:
   """Of `cluster`."""
-  size = min(max(SAMPLE, 64 * k), task.size)
+  most = max(candidates, default=k)
+  size = min(max(SAMPLE, 64 * most), task.size)
   walks = 1 + (refinements if size < task.size else 0)
-  products = (size * (iterations + 1.5) + task.size * walks) * 2.0 * k * task.width
-  held = 3 * 4.0 * size * task.width + 24.0 * k * task.width + 8.0 * task.size
+  fits = size * (iterations + 1.5) * (sum(candidates) or k)
+  compared = size * (sum(candidates) + SILHOUETTES * len(candidates))
+  products = (fits + compared + task.size * walks * most) * 2.0 * task.width
+  held = 3 * 4.0 * size * task.width + 24.0 * most * task.width + 8.0 * task.size
   return Cost(1 + walks, products, held)
 
 

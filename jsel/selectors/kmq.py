@@ -18,6 +18,7 @@ def kmq(
   quotas: Quotas = "size",
   iterations: int = 50,
   refinements: int = 1,
+  silhouette: tuple[int, ...] = (),
 ) -> Method:
   """Diverse by cluster, good within it.
 
@@ -31,6 +32,8 @@ def kmq(
       authors' code). Exact for any budget (`cells.take_turns`).
     iterations: of k-means on its sample.
     refinements: times that the centers are moved to the means of the whole pool.
+    silhouette: numbers of clusters to choose from in place of ``clusters``: the one whose clusters
+      of the sample have the highest mean silhouette is taken.
 
   Raises:
     ValueError: if an option is out of range.
@@ -40,7 +43,9 @@ def kmq(
   >>> kmq().needs
   ('score',)
   """
-  return by_cluster("kmq", clusters, temperature, quotas, iterations, refinements)
+  if any(type(k) is not int or k < 2 for k in silhouette):
+    raise ValueError(f"kmq.silhouette must be numbers of at least 2 clusters, got {silhouette}")
+  return by_cluster("kmq", clusters, temperature, quotas, iterations, refinements, silhouette)
 
 
 def by_cluster(
@@ -50,6 +55,7 @@ def by_cluster(
   quotas: Quotas,
   iterations: int,
   refinements: int,
+  silhouette: tuple[int, ...] = (),
 ) -> Method:
   """`kmq`; with ``temperature`` None, rows within a cluster are drawn uniformly."""
   if clusters < 1 or iterations < 0 or refinements < 0 or (temperature or 0) < 0:
@@ -59,7 +65,7 @@ def by_cluster(
     )
   if quotas not in ("size", "equal"):
     raise ValueError(f'{name}.quotas must be "size" or "equal", got {quotas!r}')
-  options = {"iterations": iterations, "refinements": refinements}
+  options = {"iterations": iterations, "refinements": refinements, "candidates": silhouette}
 
   def rank(key: jax.Array, task: Task, count: int):
     del count
@@ -71,7 +77,7 @@ def by_cluster(
       assert task.score is not None
       score = np.where(np.isfinite(task.score), task.score, -np.inf)
     precedence = score if temperature == 0 else lottery(draw_key, score / (temperature or 1.0))
-    size = sizes(cells.labels, k)
+    size = sizes(cells.labels, len(cells.centers))
     index = take_turns(cells.labels, precedence, size if quotas == "size" else np.sign(size))
     yield whole(index, score[index], cluster=cells.labels[index])
 

@@ -58,6 +58,14 @@ class Take(NamedTuple):
   index: np.ndarray  # [m] rows of the pool, in any order
 
 
+class Note(NamedTuple):
+  """Something that a method found on its way and people want to know; there is no answer."""
+
+  name: str
+  text: str  # a line
+  facts: dict[str, Any]  # as JSON holds it
+
+
 class Ranking(NamedTuple):
   """An offer: rows in the order in which they would be taken. The answer is a larger count."""
 
@@ -96,7 +104,7 @@ class Method(NamedTuple):
   needs: tuple[str, ...]  # fields of `Task` that must be given: "queries", "score", "length"
   weighted: bool  # whether rankings have weights, which hold for the count that was asked for
   cost: Callable[[Task, int], Cost]  # (task, count)
-  rank: Callable[[jax.Array, Task, int], Generator[Pass | Take | Ranking, Any, None]]
+  rank: Callable[[jax.Array, Task, int], Generator[Pass | Take | Note | Ranking, Any, None]]
 
 
 def whole(index: np.ndarray, score: np.ndarray, **why: np.ndarray) -> Ranking:
