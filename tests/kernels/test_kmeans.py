@@ -93,6 +93,21 @@ def test_labels_in_doubt_are_those_of_float32(rng, doubtful):
   assert (rough != want).any() == (doubtful > 0)
 
 
+@pytest.mark.parametrize("doubtful", [0.05, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("among", [3, 6])
+def test_more_than_two_centers_in_doubt(rng, doubtful, among):
+  """Groups of centers that bfloat16 cannot tell apart and float32 can, and rows far from them."""
+  middle = 10 * rng.standard_normal((40 // among, 16))
+  centers = middle[:, None] + 0.03 * rng.standard_normal((len(middle), among, 16))
+  centers = centers.reshape(-1, 16).astype("f4")
+  own = np.where(rng.random(1000) < doubtful, rng.integers(0, len(centers), 1000), -1)
+  alone = 100 * np.eye(16, dtype="f4")
+  x = np.where(own[:, None] >= 0, centers[own], alone[rng.integers(0, 16, 1000)]).astype("f4")
+  labels = kmeans.assign(x, np.concatenate([centers, alone]), precision="bfloat16_3x")[0]
+  np.testing.assert_array_equal(np.asarray(labels)[own >= 0], own[own >= 0])
+  assert (np.asarray(labels)[own < 0] >= len(centers)).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_of_equal_centers_the_lowest_has_the_rows(blobs, precision):
   centers = np.concatenate([blobs[:5], blobs[:5]])
