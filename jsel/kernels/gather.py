@@ -74,6 +74,7 @@ def gather(
     raise ValueError(f"method must be auto, reduce_scatter or all_to_all, got {method!r}")
   if method != "auto" and not split:
     raise ValueError(f"method={method!r} is of gather with split=True: leave it out, or split")
+  x = jnp.asarray(x)  # in 32 bits, where JAX has no more
   devices = axis_size(axis_name)
   if split and index.shape[0] % devices:
     raise ValueError(
@@ -85,6 +86,8 @@ def gather(
     if method == "all_to_all":
       return exchange(x, index, axis_name)
   count = x.shape[0]
+  if not count:
+    return jnp.zeros((index.shape[0], *x.shape[1:]), x.dtype)
   local = index if axis_name is None else index - jax.lax.axis_index(axis_name) * count
   here = (local >= 0) & (local < count)
   taken = jnp.take(x, jnp.clip(local, 0, count - 1), axis=0, mode="clip")

@@ -32,6 +32,19 @@ def rows(*arguments: str, out: Any) -> Callable[[Kernel], Kernel]:
   return declare
 
 
+def check_valid(valid: jax.Array | None, count: int, of: str = "x has") -> None:
+  """Raises a ValueError unless ``valid`` is None or has a bool for each of ``count`` rows.
+
+  >>> check_valid(jnp.ones(3, bool), 3)
+  """
+  if valid is None:
+    return
+  if valid.shape != (count,):
+    raise ValueError(f"valid has shape {valid.shape}, {of} {count} rows")
+  if valid.dtype != jnp.bool_:
+    raise ValueError(f"valid must be bool, got {valid.dtype}: compare it with something")
+
+
 def axis_size(axis_name: AxisName) -> int:
   """Devices that rows are split over: 1 if ``axis_name`` is None.
 

@@ -24,7 +24,7 @@ from jsel.kernels.reduce import (
   two_limb_add,
   two_limb_to_float,
 )
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, check_valid, rows
 
 UNIT = 2**30  # of a probability, or of the largest weight
 
@@ -171,6 +171,7 @@ def _check(weights, valid, k, axis_name):
   if weights.ndim != 1 or (valid is not None and valid.shape != weights.shape):
     shape = None if valid is None else valid.shape
     raise ValueError(f"weights and valid must be [n], got shapes {weights.shape} and {shape}")
+  check_valid(valid, weights.shape[0], "weights have")
   topk._check_count("k", k, weights.shape[0], axis_name, 1)
   weights = weights.astype(jnp.float32)
   counts = jnp.isfinite(weights) & (weights > 0)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels.rows import rows
+from jsel.kernels.rows import check_valid, rows
 
 
 def local_positions(
@@ -51,13 +51,15 @@ def scatter(
     valid: ``[b]`` bool, False where nothing is to be written.
     axis_name: mesh axis (or axes) that the rows of ``x`` are split over.
 
+  Raises:
+    ValueError: if ``index`` is not ``int32[b]``, ``values`` are of another dtype, or ``valid`` is
+      not bool.
+
   >>> scatter(jax.numpy.zeros(4), jax.numpy.array([2, 7]), jax.numpy.array([1.0, 5.0]))
   Array([0., 0., 1., 0.], dtype=float32)
   """
-  position = local_positions(index, x.shape[0], axis_name=axis_name)
-  if valid is not None:
-    position = jnp.where(valid, position, x.shape[0])
-  return x.at[position].set(values, mode="drop")
+  position = _positions(x, index, values, valid, axis_name)
+  return jnp.asarray(x).at[position].set(values, mode="drop")
 
 
 @rows("x", out=True)
@@ -71,10 +73,23 @@ def scatter_add(
 ) -> jax.Array:
   """As `scatter`, adding; equal ids add up. Give integers where the order must not matter.
 
+  Raises:
+    ValueError: as `scatter`, or if ``x`` is bool.
+
   >>> scatter_add(jax.numpy.zeros(4, int), jax.numpy.array([2, 2, 0]), 1)
   Array([1, 0, 2, 0], dtype=int32)
   """
+  if x.dtype == jnp.bool_:
+    raise ValueError(f"x must be numbers to add to, got bool {x.shape}: use scatter")
+  position = _positions(x, index, values, valid, axis_name)
+  return jnp.asarray(x).at[position].add(values, mode="drop")
+
+
+def _positions(x, index, values, valid, axis_name):
+  if index.ndim != 1 or index.dtype != jnp.int32:
+    raise ValueError(f"index must be int32 [b], got {index.dtype} {index.shape}")
+  if getattr(values, "dtype", x.dtype) != x.dtype:
+    raise ValueError(f"values must be {x.dtype} as x is, got {values.dtype}: cast them")
+  check_valid(valid, index.shape[0], "index has")
   position = local_positions(index, x.shape[0], axis_name=axis_name)
-  if valid is not None:
-    position = jnp.where(valid, position, x.shape[0])
-  return x.at[position].add(values, mode="drop")
+  return position if valid is None else jnp.where(valid, position, x.shape[0])
