@@ -217,7 +217,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           )
         intervals = (config.log_every, eval_every, checkpoint_every)
         looks = [(step // every + 1) * every for every in intervals]
-        looks += [at for at in (fit_step, *traced) if at > step]
+        # Scans begin anew at each, so none may depend on where a start of the run began.
+        looks += [at for at in (fit_step, *(traced if config.profile else ())) if at > step]
         if config.profile and step == traced[0]:
           jax.profiler.start_trace(path / "profile")
         state, metrics, step = run(state, pool, step, min(*looks, total_steps))
@@ -227,7 +228,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           jax.profiler.stop_trace()
           note(f"a trace of steps {traced[0]} to {traced[1]} is in {path / 'profile'}")
 
-        if step == warm and about["selection"] is None:
+        if step >= warm and about["selection"] is None:
           begin = time.perf_counter()
           with jax.transfer_guard("allow"):
             about["selection"] = run.measure(state, pool)._asdict()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jsel.kernels import bits
 from jsel.kernels.exchange import capacity, exchange
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.rows import AxisName, axis_size, row_count, rows
 
 Method = Literal["auto", "reduce_scatter", "all_to_all"]
 WORTHWHILE = 2**20  # bytes that a device need not move
@@ -74,6 +74,7 @@ def gather(
     raise ValueError(f"method must be auto, reduce_scatter or all_to_all, got {method!r}")
   if method != "auto" and not split:
     raise ValueError(f"method={method!r} is of gather with split=True: leave it out, or split")
+  row_count(x.shape[0], axis_name)  # not too many
   x = jnp.asarray(x)  # in 32 bits, where JAX has no more
   devices = axis_size(axis_name)
   if split and index.shape[0] % devices:

@@ -54,6 +54,21 @@ def axis_size(axis_name: AxisName) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
+def row_count(count: int, axis_name: AxisName) -> int:
+  """Rows on all devices, each of which holds ``count``.
+
+  Raises:
+    ValueError: if there are more of them than an int32 id can tell apart.
+
+  >>> row_count(3, None)
+  3
+  """
+  total = count * axis_size(axis_name)
+  if total >= 2**31:
+    raise ValueError(f"row ids are int32: {total} rows are too many, split the pool")
+  return total
+
+
 def row_ids(count: int, axis_name: AxisName) -> jax.Array:
   """Global ids ``int32[count]`` of the ``count`` rows that this device holds.
 
@@ -69,6 +84,7 @@ def first_row(count: int, axis_name: AxisName) -> jax.Array:
   >>> first_row(3, None).item()
   0
   """
+  row_count(count, axis_name)  # not too many
   return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name) * count
 
 

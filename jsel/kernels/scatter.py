@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels.rows import check_valid, rows
+from jsel.kernels.rows import check_valid, row_count, rows
 
 
 def local_positions(
@@ -24,6 +24,7 @@ def local_positions(
   >>> local_positions(jax.numpy.array([3, 9, -1]), 8)
   Array([3, 8, 8], dtype=int32)
   """
+  row_count(size, axis_name)  # not too many
   offset = 0 if axis_name is None else jax.lax.axis_index(axis_name).astype(jnp.int32) * size
   position = index - offset
   return jnp.where((position >= 0) & (position < size), position, size)

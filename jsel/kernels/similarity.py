@@ -11,7 +11,7 @@ from jax import lax
 from jsel.kernels import precision as products
 from jsel.kernels.best_so_far import best_so_far
 from jsel.kernels.precision import Precision
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.rows import AxisName, row_count, rows
 from jsel.kernels.threshold import LOWEST, from_keys, sorted_top_k, to_keys
 from jsel.kernels.tiles import TILE, blocks
 
@@ -95,11 +95,9 @@ def best_matches(
     raise ValueError(f"queries must be [q, {x.shape[1]}] as x has it, got shape {queries.shape}")
   if valid is not None and (valid.shape != x.shape[:1] or valid.dtype != jnp.bool_):
     raise ValueError(f"valid must be bool{x.shape[:1]}, got {valid.dtype}{valid.shape}")
-  n = x.shape[0] * axis_size(axis_name)
+  n = row_count(x.shape[0], axis_name)
   if not isinstance(count, (int, np.integer)) or not 1 <= count <= n:
     raise ValueError(f"count must be a static int within [1, {n}] for {n} rows, got {count}")
-  if n >= 2**31:
-    raise ValueError(f"row ids are int32: {n} rows are too many, split the pool")
   if tile is not None and (not isinstance(tile, (int, np.integer)) or tile < 1):
     raise ValueError(f"tile must be a static int of at least 1, or None, got {tile}")
   products.check(precision)

@@ -10,7 +10,7 @@ import numpy as np
 from jsel.kernels import threshold
 from jsel.kernels.random import row_gumbel
 from jsel.kernels.reduce import LEAVES, rounded
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.rows import AxisName, row_count, row_ids, rows
 
 
 class TopK(NamedTuple):
@@ -245,7 +245,7 @@ def _check(
 
 
 def _check_count(name: str, k: Any, local_count: int, axis_name: AxisName, lowest: int) -> None:
-  count = local_count * axis_size(axis_name)
+  count = row_count(local_count, axis_name)
   if axis_name is not None and count % LEAVES:
     raise ValueError(f"sharded rows must be a multiple of {LEAVES}, got {count}: use pad_rows")
   if not isinstance(k, (int, np.integer, type(None))):
