@@ -79,7 +79,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if config.data.subset:
     note(f"trained on: {dataset.source}")
   examples = Examples(
-    size, train.input_shape, train.input_dtype, dataset.classes, normalizer(dataset)
+    size,
+    train.input_shape,
+    train.input_dtype,
+    dataset.classes,
+    normalizer(dataset),
+    weighted=dataset.weights is not None,
   )
   reading = {"threads": config.threads, "ahead": config.read_ahead}
   eval_options = {"batch_size": config.eval_batch_size // mesh.size * mesh.size, "mesh": mesh}
@@ -119,6 +124,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if resident:
     held = data.read_all(train)
     columns = {"inputs": held.inputs.reshape(size, -1), "labels": held.labels}
+  if dataset.weights is not None:
+    columns["weight"] = dataset.weights
   pool = Pool(
     {what: sharding.place(sharding.pad_rows(x), split) for what, x in columns.items()},
     sharding.place(np.arange(sharding.padded_size(size)) < size, split),
@@ -290,7 +297,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if not is_first:
     return 0
   columns = {n: x[:size] for n, x in columns.items()}
-  outputs.write_exposure(path / "exposure.parquet", {"index": np.arange(size), **columns})
+  index, rows = np.arange(size), dataset.source_rows
+  columns = {"index": index, "source_row": index if rows is None else rows, **columns}
+  outputs.write_exposure(path / "exposure.parquet", columns)
   selection = about["selection"] or {"share": float("nan")}
   summary = {
     "test_accuracy": found["accuracy"],

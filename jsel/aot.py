@@ -130,7 +130,7 @@ def examples_of(config: ConfigDict, count: str | None) -> Examples:
   if config.pool.examples:
     told = config.pool
     size, shape, dtype = told.examples, tuple(told.input_shape), np.dtype(told.input_dtype)
-    classes = told.classes
+    classes, weighted = told.classes, False
     if size < 1 or not shape or classes < 1:
       raise ValueError(
         f"pool.examples={size}, pool.input_shape={shape} and pool.classes={classes} are what the"
@@ -140,6 +140,7 @@ def examples_of(config: ConfigDict, count: str | None) -> Examples:
     dataset = data.open_rows(config.data)
     train, classes = dataset.train, dataset.classes
     size, shape, dtype = train.size, train.input_shape, train.input_dtype
+    weighted = dataset.weights is not None
   if count is not None:
     try:
       size = int(float(count))
@@ -149,7 +150,8 @@ def examples_of(config: ConfigDict, count: str | None) -> Examples:
       raise ValueError(f"--pool={count} must be a whole number of examples, such as 1e9")
   sharding.padded_size(size)  # or too many
   # Any mean and deviation: those of the data are constants of the program as these are.
-  return Examples(size, shape, dtype, classes, lambda x: (x.astype(np.float32) / 255 - 0.5) * 4)
+  normalize = lambda x: (x.astype(np.float32) / 255 - 0.5) * 4
+  return Examples(size, shape, dtype, classes, normalize, weighted)
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jsel
+from jsel.data.subset_pool import metadata
 from jsel.selection import asked, picture, plan, rows, screen
 from jsel.selection.answers import Answers, check_same
 from jsel.selection.balance import balance
@@ -29,7 +30,7 @@ from jsel.selection.config import HARMLESS
 from jsel.selection.display import Display
 from jsel.selection.reader import Reader
 from jsel.selection.run import select
-from jsel.selection.subset import subset_table
+from jsel.selection.subset import pool_facts, subset_table
 from jsel.selection.walk import Stopped, Walks, take
 from jsel.training import outputs
 from jsel.training.stopping import StopSignals
@@ -114,7 +115,8 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256, "inputs": about["inputs"]}
   outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
   buffer = io.BytesIO()
-  pq.write_table(subset_table(pool, subset), buffer)
+  of_pool = pool_facts(pool, config.columns.id or "id", about["inputs"]["pool"])
+  pq.write_table(subset_table(pool, subset).replace_schema_metadata(metadata(of_pool)), buffer)
   outputs.put(path / "subset.parquet", buffer.getvalue())
   if config.write_rows:
     note(f"the rows are in {rows.write_rows(path, pool, subset.index, config.write_rows)}")

@@ -16,9 +16,11 @@ from jsel.data import (
   tfds,
 )
 from jsel.data.arrays import Dataset, Split, fingerprint
+from jsel.data.digest import combined
 from jsel.data.parts import Parts, parts_sha256, with_validation
-from jsel.data.rows import ArrayRows, Rows, RowsDataset, read_all
-from jsel.data.subset import read_subset, train_on
+from jsel.data.rows import ArrayRows, Rows, RowsDataset, SubsetRows, read_all
+from jsel.data.subset import origin, read_subset, train_on, weights_sha256
+from jsel.data.subset_pool import check_pool
 
 __all__ = [
   "SOURCES",
@@ -65,7 +67,9 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   Args:
     config: ``name`` (one of `SOURCES`) and what its function names; ``dir``, where to look first;
       ``validation_fraction`` of the train rows held out of every class, 0 for none; ``split_seed``
-      of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any.
+      of what is held out; ``subset``, a subset.parquet whose rows alone are trained on, if any,
+      ``subset_weights``, whether by its weights (if not said, they are), and
+      ``allow_other_pool``, whether it may be of another pool.
 
   Raises:
     ValueError: in one line with the remedy: an unknown name, data that is not on the machine, a
@@ -77,7 +81,14 @@ def open_rows(config: ConfigDict) -> RowsDataset:
   """
   found = _open(config)
   path = config.get("subset")
-  return train_on(found, read_subset(path)) if path else found
+  if path:
+    picked = read_subset(path)
+    if picked.pool and not config.get("allow_other_pool", False):
+      check_pool(picked.pool, origin(found.train)[1], config, name=picked.name)
+    found = train_on(found, picked, weights=config.get("subset_weights", True))
+  if not isinstance(found.train, SubsetRows):
+    return found
+  return found._replace(source_rows=origin(found.train)[0])
 
 
 def _open(config: ConfigDict) -> RowsDataset:
@@ -105,7 +116,7 @@ def _open(config: ConfigDict) -> RowsDataset:
 def load(config: ConfigDict) -> Dataset:
   """The data set that the config section ``data`` describes, all of it as arrays.
 
-  Args and Raises as of `open_rows`. The hash is of all bytes.
+  Args and Raises as of `open_rows`. The hash is of all bytes, those of weights too.
 
   >>> digits = load(ConfigDict({"name": "digits", "validation_fraction": 0.1, "split_seed": 0}))
   >>> len(digits.train.labels), len(digits.validation.labels), len(digits.test.labels)
@@ -114,6 +125,9 @@ def load(config: ConfigDict) -> Dataset:
   found = open_rows(config)
   train, test = read_all(found.train), read_all(found.test)
   validation = read_all(found.validation) if found.validation else None
+  sha256 = fingerprint(train, validation, test)
+  if found.weights is not None:
+    sha256 = combined(sha256, weights_sha256(found.weights))
   return Dataset(
     train=train,
     validation=validation,
@@ -122,5 +136,7 @@ def load(config: ConfigDict) -> Dataset:
     name=found.name,
     source=found.source,
     scale=found.scale,
-    sha256=fingerprint(train, validation, test),
+    sha256=sha256,
+    weights=found.weights,
+    source_rows=found.source_rows,
   )

@@ -27,6 +27,10 @@ class Pairs(NamedTuple):
   prompt: np.ndarray  # [n] int32, how many of them are the prompt's
   truncated: np.ndarray  # [n] bool
 
+  def take(self, rows: np.ndarray) -> "Pairs":
+    """Some of them, ``rows [m]``."""
+    return Pairs([self.ids[row] for row in rows], self.prompt[rows], self.truncated[rows])
+
 
 class AnswerScores(NamedTuple):
   """What a model makes of answers, a row each; NaN for an answer of which no token is left."""

@@ -27,6 +27,8 @@ class Dataset(NamedTuple):
   source: str  # where the rows came from, for people
   scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
   sha256: str  # of shapes, dtypes and bytes of all inputs and labels in their order
+  weights: np.ndarray | None = None  # [n] float32 of the losses of train, of mean 1; None: all 1
+  source_rows: np.ndarray | None = None  # [n] of train, in the source; None: all of it in order
 
 
 def checked(inputs: np.ndarray, labels: np.ndarray, *, what: str, classes: int = 0) -> Split:

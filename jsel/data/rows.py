@@ -52,6 +52,8 @@ class RowsDataset(NamedTuple):
   source: str  # where the rows come from, for people
   scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
   sha256: str  # of the data; what goes into it, each source says
+  weights: np.ndarray | None = None  # [n] float32 of the losses of train, of mean 1; None: all 1
+  source_rows: np.ndarray | None = None  # [n] of train, in the source; None: all of it in order
 
 
 class ArrayRows:

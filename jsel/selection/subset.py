@@ -1,10 +1,12 @@
 """What of a ranking is taken, and the table of it."""
 
+from os.path import basename
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from jsel.data.subset_pool import PoolFacts, ids_sha256
 from jsel.selection.constraints import Limits, keep
 from jsel.selection.pool import Pool
 from jsel.selectors.parts import Ranking
@@ -98,3 +100,23 @@ def subset_table(pool: Pool, subset: Subset) -> pa.Table:
     if getattr(subset, name) is not None:
       columns[name] = getattr(subset, name)
   return pa.table(columns)
+
+
+def pool_facts(pool: Pool, id_column: str, files_sha256: str) -> PoolFacts:
+  """By what ``pool`` is known again.
+
+  Args:
+    pool: that was selected from.
+    id_column: what its files call the column of ids, if there is one.
+    files_sha256: `jsel.data.digest.files_sha256` of its files.
+  """
+  facts = PoolFacts(
+    rows=pool.size,
+    width=pool.width,
+    columns=sorted(pool.columns),
+    files=[basename(part.path) for part in pool.parts],
+    files_sha256=files_sha256,
+  )
+  if "id" not in pool.columns:
+    return facts
+  return facts._replace(id_column=id_column, ids_sha256=ids_sha256([pool.columns["id"]]))

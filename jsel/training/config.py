@@ -44,6 +44,8 @@ def base_config() -> ConfigDict:
   config.data.test = ""
   config.data.test_labels = ""
   config.data.subset = ""  # a subset.parquet of python -m jsel.select: no other rows are trained on
+  config.data.subset_weights = True  # rows count by its column weight, of mean 1
+  config.data.allow_other_pool = False  # train on a subset of what seems to be another pool
   config.data.classes = 0  # own data and parquet: 0 counts them
   config.data.tfds_name = ""  # NAME, NAME/CONFIG or NAME:VERSION
   config.data.input_column = "image"  # tfds: feature; parquet: column
@@ -105,5 +107,5 @@ def _options(model: type) -> dict[str, Any]:
 # What may change between a run and its resumption without changing what comes out.
 HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
 HARMLESS += ("compilation_cache", "data.dir", "data.cache_dir", "workers", "threads", "read_ahead")
-HARMLESS += ("allow_data_change",)
+HARMLESS += ("allow_data_change", "data.allow_other_pool")
 HARMLESS += ("pool.examples", "pool.input_shape", "pool.input_dtype", "pool.classes")

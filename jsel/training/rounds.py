@@ -1,7 +1,7 @@
 """Fine-tuning in rounds: pick from clusters, train, let the model answer, weigh the clusters anew.
 
-What DAC does, with a language model and its perplexity scorer. A round is a job of its own, with
-generation in it, so that this is a loop beside that of train.py, which hands over to it.
+What DAC does, with a language model and its perplexity scorer or another. A round is a job of its
+own, with generation in it, so that this is a loop beside that of train.py, which hands over to it.
 """
 
 import time
@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jsel.data import instructions
-from jsel.data.answers import Pairs, answer_gaps, score_answers, tokenize_pairs
+from jsel.data.answers import Pairs, score_answers, tokenize_pairs
 from jsel.data.digest import combined
 from jsel.data.encode import embeddings, encode
 from jsel.data.tokens import LENGTHS, Batch, bucketed, open_tokenizer
@@ -24,6 +24,7 @@ from jsel.models.llama_weights import load_llama
 from jsel.selectors.cells import lottery, take_turns
 from jsel.selectors.dac import reweigh
 from jsel.training import checkpoint, outputs
+from jsel.training.feedback import make_scorer
 from jsel.training.finetune import Tuning, make_tuner
 from jsel.training.metrics import MetricsWriter
 from jsel.training.optimizer import make_optimizer
@@ -37,7 +38,7 @@ class Progress(NamedTuple):
 
   round: np.ndarray  # [n] int32 in which a row was trained on, -1 if in none
   loss: np.ndarray  # [n] float32 of its answer then, before the update
-  gap: np.ndarray  # [n] float32, what the scorer said of it after the round; NaN if it did not
+  gap: np.ndarray  # [n] float32 that the scorer gave it after the round; NaN if it did not
 
 
 def train_in_rounds(config: ConfigDict, workdir: str) -> int:
@@ -54,7 +55,9 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   # ---- Data -------------------------------------------------------------------------------------
 
   data_key, cluster_key, pick_key = jax.random.split(jax.random.key(config.seed), 3)
-  found = instructions.read(config.data)
+  of_dac = config.method.name == "dac"
+  kind, _, key = config.method.scorer.partition(":")
+  found = instructions.read(config.data, reward=key if of_dac and kind == "column" else "")
   rows, test_rows = drawn(data_key, len(found.ids), config.data)
   if config.budget > len(rows):
     raise ValueError(f"budget={config.budget} rows of a pool of {len(rows)}: lower it")
@@ -86,15 +89,18 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   optimizer, _ = make_optimizer(config.optimizer, steps)
   tuner, tuning = make_tuner(model, optimizer)
   del model  # its arrays are the tuner's now
-  labels, k = np.zeros(n, np.int32), 1
-  if config.method.name == "dac":
+  labels, k, scorer = np.zeros(n, np.int32), 1, None
+  if of_dac:
+    of_model = {"tokenizer": tokenizer, "stop": stop}
+    scorer = make_scorer(config.method, found, rows, pairs, **of_model)
     texts = [f"{found.prompts[row]}\n{found.answers[row]}" for row in rows]
     k = min(config.method.clusters, n)
     labels = clustered(cluster_key, embedded(texts, config, path), k, config.method.iterations)
 
   # ---- State, fresh or restored -----------------------------------------------------------------
 
-  sha256 = combined(*found.ids, *found.answers)
+  rewards = [] if found.rewards is None else found.rewards.tolist()
+  sha256 = combined(*found.ids, *found.prompts, *found.answers, *map(str, rewards))
   weights = np.full(k, 1 / k)
   progress = Progress(*(np.full(n, x, t) for x, t in ((-1, "i4"), (np.nan, "f4"), (np.nan, "f4"))))
   checkpoints = checkpoint.Checkpoints(path / "checkpoints", keep=1)
@@ -133,7 +139,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
       key = jax.random.fold_in(pick_key, number)
       picks = picked(key, labels, weights, progress.round >= 0, per_round)
       order = jax.random.fold_in(key, 1)
-      for batch in shuffled(order, part_of(learnt, picks), config.batch_size):
+      for batch in shuffled(order, learnt.take(picks), config.batch_size):
         if signals.asked():
           note(f"stopped in round {number + 1}: the same command goes on from the round before")
           return signals.exit_code
@@ -150,19 +156,11 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
           " --config.optimizer.learning_rate"
         )
       model = tuner.model(tuning)
-      if config.method.name == "dac":
-        gaps = answer_gaps(
-          model,
-          tokenizer,
-          part_of(pairs, picks),
-          count=config.method.new_tokens,
-          stop=(stop,),
-          span=config.method.span,
-        )
-        progress.gap[picks] = gaps.gap
+      if scorer:
+        progress.gap[picks] = gap = scorer(model, picks)
         options = {"temperature": config.method.temperature, "compound": config.method.compound}
-        weights = reweigh(weights, labels[picks], gaps.gap, **options)
-        values |= {"gap": float(np.nanmean(gaps.gap)), "weight/most": float(weights.max())}
+        weights = reweigh(weights, labels[picks], gap, **options)
+        values |= {"gap": float(np.nanmean(gap)), "weight/most": float(weights.max())}
       about["test_loss"].append(mean_loss(model, test))
       about["wall_seconds"] = before + time.perf_counter() - began
       values |= {"eval/loss": about["test_loss"][-1], "wall_seconds": about["wall_seconds"]}
@@ -272,11 +270,6 @@ def picked(
   """
   free = np.where(used, -1, labels)
   return take_turns(free, lottery(key, np.zeros(len(labels))), weights)[:count]
-
-
-def part_of(pairs: Pairs, rows: np.ndarray) -> Pairs:
-  """Some of ``pairs``."""
-  return Pairs([pairs.ids[row] for row in rows], pairs.prompt[rows], pairs.truncated[rows])
 
 
 def shuffled(key: jax.Array, pairs: Pairs, batch_size: int) -> Iterator[Batch]:

@@ -41,6 +41,7 @@ def base_config() -> ConfigDict:
   config.method.iterations = 50  # of k-means
   config.method.temperature = 1.0
   config.method.compound = True  # whether weights multiply from round to round
+  config.method.scorer = "perplexity"  # or "column:KEY" (of the jsonl file), "MODULE:FUNCTION"
   config.method.span = "text"  # whose perplexities are compared: "text" or "answer"
   config.method.new_tokens = 24  # of an answer of the model's own, at the most
 
@@ -56,4 +57,4 @@ def base_config() -> ConfigDict:
 
 
 # What may change between a run and its resumption without changing what comes out.
-HARMLESS = ("compilation_cache", "data.dir")
+HARMLESS = ("compilation_cache", "data.dir", "encoder.cache_dir")

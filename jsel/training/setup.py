@@ -33,6 +33,7 @@ class Examples(NamedTuple):
   input_dtype: np.dtype
   classes: int
   normalize: Callable[[jax.Array], jax.Array]  # inputs -> float32
+  weighted: bool = False  # whether rows have weights of their own, beside the selector's
 
 
 class Setup(NamedTuple):
@@ -195,6 +196,8 @@ def make_selector(
 def pool_shapes(examples: Examples, feed: str, mesh: Mesh) -> Pool:
   """The pool as a mesh holds it, of `jax.ShapeDtypeStruct`: with its rows in the resident feed.
 
+  Weights of rows are there in every feed, as ids of the pool's rows are what feeds have in common.
+
   An example lies flat: a TPU pads the last axes of what it gathers from to whole tiles, and three
   channels would become 128.
   """
@@ -205,6 +208,8 @@ def pool_shapes(examples: Examples, feed: str, mesh: Mesh) -> Pool:
   if feed == "resident":
     rows["inputs"] = column(examples.input_dtype, math.prod(examples.input_shape))
     rows["labels"] = column(np.int32)
+  if examples.weighted:
+    rows["weight"] = column(np.float32)
   return Pool(rows, column(np.bool_))  # pyrefly: ignore
 
 

@@ -93,7 +93,8 @@ def make_step(
       state = plan_if_due(state, pool)
     batch = batch_of(state, mesh, batch_size)
     rows = gather_rows(pool, batch.index, mesh) if given is None else given
-    state, told, metrics = learner(state, rows.inputs, rows.labels, batch)
+    learnt = weighed(pool, batch, mesh)
+    state, told, metrics = learner(state, rows.inputs, rows.labels, learnt)
     return written_back(selector, mesh, state, batch, told), metrics
 
   def many_steps(state: TrainState, pool: Pool, given: Given | None):
@@ -124,7 +125,8 @@ def make_candidate_step(
     state, batch, position = pick_batch(learner, selector, mesh, batch_size, state, pool, given)
     columns = {"inputs": given.inputs, "labels": given.labels}
     taken = gather_rows(Pool(columns, pool.valid), position, mesh)
-    state, told, metrics = learner(state, taken.inputs, taken.labels, batch)
+    learnt = weighed(pool, batch, mesh)
+    state, told, metrics = learner(state, taken.inputs, taken.labels, learnt)
     return written_back(selector, mesh, state, batch, told), metrics
 
   return jax.jit(
@@ -222,6 +224,21 @@ def gather_rows(pool: Pool, index: jax.Array, mesh: Mesh) -> Given:
       pool.rows["inputs"], pool.rows["labels"], index
     )
   return Given(inputs, labels)
+
+
+def weighed(pool: Pool, batch: Batch, mesh: Mesh) -> Batch:
+  """``batch`` as it is learnt from: the selector's weights times those of the pool's rows."""
+  if "weight" not in pool.rows:
+    return batch
+  axis_name = row_axes(mesh)
+  with jax.named_scope("jsel_gather"):
+    weight = jax.shard_map(
+      lambda weight, index: gather.gather(weight, index, axis_name=axis_name),
+      mesh=mesh,
+      in_specs=(P(axis_name), P()),
+      out_specs=P(),
+    )(pool.rows["weight"], batch.index)
+  return batch._replace(weight=batch.weight * weight)
 
 
 def written_back(

@@ -10,6 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jsel import data
+from jsel.select import select_subset
+from jsel.selection.config import base_config
 from tests.test_train import ROOT, environment, exposure, metrics, train
 
 DIGITS = {"name": "digits", "split_seed": 0}
@@ -54,9 +56,31 @@ def test_what_is_held_out_stays_so_and_is_counted(tmp_path):
     opened(write(tmp_path / "held.parquet", index=held), **options)
 
 
-def test_weights_that_are_not_used_are_told(tmp_path):
-  path = write(tmp_path / "s.parquet", index=[1, 2], weight=np.float32([1, 2]))
-  assert opened(path).source.endswith("their weights not used")
+def test_weights_are_those_of_the_rows_over_their_mean(tmp_path):
+  options = {"validation_fraction": 0.25}
+  kept, _ = data.open_rows(ConfigDict({**DIGITS, **options})).train.origin()
+  index = np.random.default_rng(0).permutation(1438)[:300]
+  weight = (1 + index / 7).astype(np.float32)
+  path = write(tmp_path / "s.parquet", index=index, weight=weight)
+  found = opened(path, **options)
+  ids, _ = found.train.origin()
+  assert set(ids) == set(index) & set(kept)
+  expected = 1 + ids / 7
+  np.testing.assert_allclose(found.weights, expected / expected.mean(), rtol=1e-6)  # float32
+  low, high = expected.min() / expected.mean(), expected.max() / expected.mean()
+  assert f"their weights {low:.3g} to {high:.3g} times the mean" in found.source
+  loaded = data.load(ConfigDict({**DIGITS, **options, "subset": path}))
+  np.testing.assert_array_equal(loaded.source_rows, ids)
+  assert data.open_rows(ConfigDict(DIGITS)).source_rows is None
+  np.testing.assert_array_equal(loaded.weights, found.weights)
+  without = opened(path, **options, subset_weights=False)
+  assert without.weights is None
+  assert without.source.endswith("their weights not used")
+  assert without.sha256 != found.sha256
+  # Weights that are all alike are none.
+  path = write(tmp_path / "s.parquet", index=index, weight=np.full(300, 7, np.float32))
+  assert opened(path, **options).weights is None
+  assert opened(path, **options).sha256 == without.sha256
 
 
 def test_another_subset_is_other_data(tmp_path):
@@ -75,6 +99,11 @@ def test_another_subset_is_other_data(tmp_path):
     ({"row": [1]}, "has the columns row, no index"),
     ({"index": ["1"]}, "index is string"),
     ({"index": [1, None]}, "with 1 empty"),
+    ({"index": [4, 1], "weight": [1.0, -2.0]}, "the weight of row 1 is -2.0"),
+    ({"index": [4, 1], "weight": [np.inf, 1.0]}, "the weight of row 4 is inf"),
+    ({"index": [4, 1], "weight": [1.0, None]}, "the weight of row 1 is nan"),
+    ({"index": [4, 1], "weight": [0.0, 0.0]}, "have the weight 0"),
+    ({"index": [4, 1], "weight": ["a", "b"]}, "weight is string, not numbers"),
   ],
 )
 def test_a_wrong_subset_is_refused_in_one_line(tmp_path, columns, message):
@@ -90,6 +119,50 @@ def test_a_missing_and_a_cut_file_are_refused(tmp_path):
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(ValueError, match="cannot be read"):
     opened(str(path))
+
+
+def test_a_subset_of_another_pool_is_refused(tmp_path):
+  rng = np.random.default_rng(0)
+  ids = np.array([f"row-{i}" for i in range(90)])
+
+  def pool(path, order=slice(None), **changed):
+    x = np.random.default_rng(1).standard_normal((90, 5)).astype(np.float32)[order]
+    columns = {"x": list(x), "label": np.resize([0, 1, 2], 90)[order], "name": ids[order]}
+    path.parent.mkdir(exist_ok=True)
+    return write(path, **columns | changed)
+
+  config = base_config()
+  config.update_from_flattened_dict({
+    "pool": pool(tmp_path / "one" / "rows.parquet"),
+    "method.name": "random",
+    "columns.embedding": "x",
+    "columns.id": "name",
+    "budget": 0.5,
+    "picture": False,
+  })  # fmt: skip
+  assert select_subset(config, str(tmp_path / "picked")) == 0
+
+  def found(rows, **options):
+    given = {"name": "parquet", "test_fraction": 0.2, "split_seed": 0, "input_column": "x"}
+    given |= {"label_column": "label", "subset": str(tmp_path / "picked" / "subset.parquet")}
+    return data.open_rows(ConfigDict({**given, "train": rows, **options}))
+
+  assert "of 90 rows, those of subset.parquet" in found(config.pool).source
+  # The same rows in a file of another name, and in two.
+  assert found(pool(tmp_path / "same.parquet")).train.size
+  halves = [pool(tmp_path / f"{i}.parquet", slice(45 * i, 45 * i + 45)) for i in range(2)]
+  assert found(",".join(halves)).train.size
+  for rows, message in (
+    (halves[0], "is of a pool of 90 rows, the training set has 45"),
+    (
+      pool(tmp_path / "two" / "rows.parquet", label=np.resize([2, 1, 0], 90)),
+      "rows.parquet is not",
+    ),
+    (pool(tmp_path / "shuffled.parquet", rng.permutation(90)), "the ids in column name of .*order"),
+  ):
+    with pytest.raises(ValueError, match=f"{message}.*--config.data.allow_other_pool=True"):
+      found(rows)
+  assert found(pool(tmp_path / "shuffled.parquet", rng.permutation(90)), allow_other_pool=True)
 
 
 def test_what_the_command_picks_is_trained_on(tmp_path):
@@ -108,8 +181,20 @@ def test_what_the_command_picks_is_trained_on(tmp_path):
   assert run.returncode == 0, run.stderr
   assert "trained on: " in run.stdout
   assert "256 of 1,438 rows, those of subset.parquet" in run.stdout
-  assert exposure(tmp_path / "run")["times_selected"] == [4] * 256
+  seen = exposure(tmp_path / "run")
+  assert seen["times_selected"] == [4] * 256
+  assert seen["index"] == list(range(256))
+  assert seen["source_row"] == sorted(pq.read_table(path)["index"].to_pylist())
   assert metrics(tmp_path / "run")[-1]["step"] == 8
+  weight = np.resize([1.0, 3.0], 256)
+  write(path, index=pq.read_table(path)["index"], weight=weight)
+  run = train(tmp_path / "run", *options)
+  assert run.returncode == 2
+  assert "its hash was" in run.stderr  # with other weights it is other data
+  run = train(tmp_path / "weighted", *options, devices=8)
+  assert run.returncode == 0, run.stderr
+  assert "their weights 0.5 to 1.5 times the mean 2" in run.stdout
+  assert metrics(tmp_path / "weighted")[-1]["step"] == 8
   write(path, index=np.arange(256))
   run = train(tmp_path / "run", *options)
   assert run.returncode == 2

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,13 @@ pytest.importorskip("safetensors.numpy", reason="pip install 'jsel[text]'")
 pytest.importorskip("gguf", reason="pip install 'jsel[gguf]'")
 
 from jsel.data import instructions
+from jsel.data.answers import Pairs
+from jsel.data.instructions import Instructions
 from jsel.models.llama_weights import load_llama
 from jsel.models.token_loss import token_loss
+from jsel.selectors.dac import reweigh
+from jsel.training import feedback
+from jsel.training.feedback import make_scorer
 from jsel.training.finetune import make_tuner
 from jsel.training.rounds import picked, train_in_rounds
 from jsel.training.rounds_config import base_config
@@ -103,11 +109,56 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(config, tmp_path, mon
     np.testing.assert_array_equal(rows[name], columns[name])
   del summary["wall_seconds"], expected["wall_seconds"]
   assert summary == expected
+  config.encoder.cache_dir = str(tmp_path / "elsewhere")  # where embeddings are changes nothing
   train_in_rounds(config, str(tmp_path / "halves"))
   assert "all 2 rounds are done" in capsys.readouterr().out
   config.seed = 1
   with pytest.raises(ValueError, match=r"the workdir holds a run with seed=0, this one has seed=1"):
     train_in_rounds(config, str(tmp_path / "halves"))
+
+
+def test_rewards_in_the_file_weigh_clusters_in_place_of_perplexities(config, tmp_path, rng):
+  path = tmp_path / "pool.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  rewards = rng.standard_normal(60).astype(np.float32)
+  lines = [line | {"quality": float(x)} for line, x in zip(lines, rewards, strict=True)]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  config.method.scorer, config.rounds, config.budget = "column:quality", 1, 12
+  assert train_in_rounds(config, str(tmp_path / "run")) == 0
+  summary, rows = left(tmp_path / "run")
+  seen = rows["times_selected"] == 1
+  np.testing.assert_array_equal(rows["gap"][seen], rewards[rows["index"][seen]])
+  weights = reweigh(np.full(5, 0.2), rows["cluster"][seen], rows["gap"][seen])
+  np.testing.assert_allclose(summary["cluster_weights"], weights, rtol=1e-6)
+  lines[7]["quality"] = None
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  with pytest.raises(ValueError, match=r"jsonl:8 has None as 'quality', not a finite number"):
+    train_in_rounds(config, str(tmp_path / "other"))
+
+
+def test_a_function_of_prompts_answers_and_own_answers_scores(monkeypatch):
+  module = types.ModuleType("mine")
+  module.longer = lambda prompts, answers, own: [
+    len(given) - len(said) if prompt != "b" else None
+    for prompt, given, said in zip(prompts, answers, own, strict=True)
+  ]
+  module.short = lambda prompts, answers, own: [1.0]
+  monkeypatch.setitem(sys.modules, "mine", module)
+  # What the model says, a number for each of its tokens.
+  monkeypatch.setattr(feedback, "generate_answers", lambda model, prompts, **_: prompts)
+  tokenizer = types.SimpleNamespace(decode=lambda ids: "".join(map(str, ids)))
+  found = Instructions(list("abcd"), ["1", "22", "333", "4444"], list("wxyz"), "a test")
+  rows = np.array([0, 1, 3])
+  pairs = Pairs([[5, 6], [7, 7, 7], [8, 9, 9]], np.array([1, 2, 3]), np.zeros(3, bool))
+  config = base_config().method
+  config.scorer = "mine:longer"
+  scorer = make_scorer(config, found, rows, pairs, tokenizer=tokenizer, stop=0)
+  # The prompts of rows 3, 1 and 0 have 3, 2 and 1 tokens.
+  np.testing.assert_array_equal(scorer(None, np.array([2, 1, 0])), np.float32([1, np.nan, 0]))
+  config.scorer = "mine:short"
+  scorer = make_scorer(config, found, rows, pairs, tokenizer=tokenizer, stop=0)
+  with pytest.raises(ValueError, match=r"mine:short gave an array of shape \(1,\) for 2 rows"):
+    scorer(None, np.array([2, 1]))
 
 
 def test_random_rows_need_neither_clusters_nor_answers(config, tmp_path):
@@ -171,6 +222,10 @@ def test_picks_are_as_many_as_asked_where_a_cluster_runs_out(key):
     ("model", {"trained_layers": 4}, "trained_layers=4: the model has 3"),
     ("data", {"test_rows": 0}, "data.test_rows=0 must be at least 1"),
     ("method", {"name": "kmq"}, "method.name must be dac or random, got 'kmq'"),
+    ("method", {"scorer": "none:such"}, "scorer=none:such cannot be imported .No module"),
+    ("method", {"scorer": "math:such"}, "scorer=math:such cannot be imported .*PYTHONPATH"),
+    ("method", {"scorer": "reward"}, "scorer=reward cannot be imported .*give perplexity, column"),
+    ("method", {"scorer": "column:reward"}, "jsonl:1 has None as 'reward'"),
   ],
 )
 def test_mistakes_are_told(config, tmp_path, section, changes, message):
