@@ -47,7 +47,8 @@ def inclusion_probabilities(
 
   Rows that would pass 1 are certain; the rest shares what is left, again and
   again until none passes. As integers of 2**-30, so that the sum is exact before
-  they are floats, and no row of positive weight gets 0.
+  they are floats, and no row of positive weight gets 0 unless the certain ones
+  are k already.
 
   Sharding: rows may be split over ``axis_name``; costs a few sums of one number a
   round. Bitwise the same on any device count.
