@@ -86,7 +86,7 @@ def fit(
     centers: ``[k, d]`` to start from, as of `plus_plus`; ``k <= n``.
     max_iters: the most iterations.
     tol: converged when no center moves farther; at 0, when none moves.
-    weights: ``[n]``; weight 2 counts as two rows. Where it is not above 0 or not
+    weights: ``[n]``; weight 2 counts as two rows. Where it is below 1.2e-38 or not
       finite, a row has a label and no influence. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     precision: of the products that labels are found by. Sums and ``inertia`` are

@@ -64,7 +64,7 @@ def update(
   Args:
     state: of `init` or `update`, the same on every device.
     x: ``[n, d]`` rows of any real dtype; fewer than there are centers, too.
-    weights: ``[n]``; weight 2 counts as two rows, one not above 0 or not finite as none. All
+    weights: ``[n]``; weight 2 counts as two rows, one below 1.2e-38 or not finite as none. All
       1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     precision: of the products that labels are found by, as in `jsel.kernels.kmeans.fit`.

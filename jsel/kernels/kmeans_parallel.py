@@ -55,7 +55,7 @@ def parallel(
     capacity: rows drawn in a round, at most n; all rounds together at least k. None takes 2 k,
       or n if that is less. ``rounds * capacity`` rows are held, and every row is compared with
       each of them once.
-    weights: ``[n]``; a row of weight 2 counts as two equal rows, one whose weight is not above 0
+    weights: ``[n]``; a row of weight 2 counts as two equal rows, one whose weight is below 1.2e-38
       or not finite is never drawn. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.

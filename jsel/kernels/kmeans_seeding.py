@@ -41,7 +41,7 @@ def plus_plus(
     x: ``[n, d]`` rows of any real dtype.
     k: how many, static, ``1 <= k <= n``.
     weights: ``[n]``; a row of weight 2 is drawn as two equal rows are, one
-      whose weight is not above 0 or not finite never. All 1 if None.
+      whose weight is below 1.2e-38 or not finite never. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
 
@@ -108,7 +108,9 @@ def influence(usable: jax.Array, weights: jax.Array | None) -> jax.Array:
   if weights is None:
     return usable.astype(jnp.float32)
   weights = weights.astype(jnp.float32)
-  return jnp.where(usable & (weights > 0) & jnp.isfinite(weights), weights, 0)
+  # What is below the least normal number, some devices take for 0 and some do not.
+  counts = (weights >= jnp.finfo(jnp.float32).tiny) & jnp.isfinite(weights)
+  return jnp.where(usable & counts, weights, 0)
 
 
 def in_units(

@@ -60,7 +60,7 @@ def fit(
     statistical leverage*, 2012, arXiv 1109.3843.
   """
   if x.ndim != 2 or not x.size:
-    raise ValueError(f"x must be a matrix [n, d] with rows and columns, got shape {x.shape}")
+    raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
   start = moments.init(x.shape[1], covariance=True)
   return from_moments(moments.update(start, x, valid=valid, axis_name=axis_name), eps=eps)
 

@@ -268,6 +268,8 @@ def _largest_remainder(weights, k, capacity, lower):
     units = jnp.maximum(weights, 0).astype(jnp.uint32)
   else:
     weights = jnp.nan_to_num(jnp.maximum(weights.astype(jnp.float32), 0))
+    # XLA multiplies by the reciprocal, which of the largest floats is 0.
+    weights = weights * jnp.where(weights.max() > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
     share = weights / jnp.where(weights.max() > 0, weights.max(), 1)
     units = jnp.round(share / jnp.maximum(share.sum(), 1) * 2.0**30).astype(jnp.uint32)
     units = jnp.where(share > 0, jnp.maximum(units, 1), 0)

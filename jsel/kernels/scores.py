@@ -289,7 +289,7 @@ def _doubled_ranks_of_bins(
 def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Probabilities, and logits less the largest of their row, in float32."""
   if logits.ndim != 2 or not logits.shape[1]:
-    raise ValueError(f"logits must be a matrix [n, c] with columns, got shape {logits.shape}")
+    raise ValueError(f"logits must be a matrix [n, c], got shape {logits.shape}")
   logits = logits.astype(jnp.float32)
   shifted = logits - jnp.max(logits, axis=1, keepdims=True)
   weights = jnp.exp(shifted)

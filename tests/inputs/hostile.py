@@ -82,9 +82,10 @@ def counting(inputs):
 
 
 def weights_of(inputs):
-  """Weights in float64: 0 where they are not positive, not finite, or of padding."""
+  """Weights in float64: 0 where they are no normal positive number, or of padding."""
   weights = inputs.weights.astype(np.float64)
-  return np.where(np.isfinite(weights) & (weights > 0) & inputs.valid, weights, 0)
+  counts = np.isfinite(weights) & (weights >= np.finfo(np.float32).tiny) & inputs.valid
+  return np.where(counts, weights, 0)
 
 
 def is_tame(inputs):
