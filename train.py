@@ -45,7 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything."
 def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   """The whole run, or the rest of it; returns the exit code."""
   began = time.perf_counter()
-  sharding.join_hosts()
+  sharding.join_hosts(timeout=config.host_timeout)
   is_first = jax.process_index() == 0
   note = lambda text: print(f"jsel: {text}", flush=True) if is_first else None
 
