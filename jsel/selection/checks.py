@@ -1,5 +1,6 @@
 """What is looked at before anything is ranked."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,6 +97,8 @@ def rows_wanted(
   """
   if unit not in ("fraction", "rows", "tokens"):
     raise ValueError(f"budget_unit must be fraction, rows or tokens, got {unit!r}")
+  if not math.isfinite(budget):
+    raise ValueError(f"the budget is {budget}: give a number of {unit}")
   if unit == "tokens":
     if length is None:
       raise ValueError("a budget of tokens needs the column length: set --config.columns.length")

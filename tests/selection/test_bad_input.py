@@ -32,6 +32,9 @@ def folder(tmp_path_factory):
   bad = x.copy()
   bad[[9, 31], 2] = np.nan, np.inf
   np.save(folder / "nan.npy", bad)
+  model = pa.table({"embedding": rows(x)}).replace_schema_metadata({"model": "A"})
+  pq.write_table(model, folder / "model.parquet")
+  np.savez(folder / "pool.npz", embeddings=x)
   np.save(folder / "whole.npy", np.ones((60, 6), np.int32))
   np.save(folder / "flat.npy", np.ones(60, np.float32))
   np.save(folder / "pickled.npy", np.array([{}]), allow_pickle=True)
@@ -40,7 +43,9 @@ def folder(tmp_path_factory):
   zero[:58] = 0
   np.save(folder / "zero.npy", zero)
   np.save(folder / "equal.npy", np.ones((60, 6), np.float32))
-  for name in ("pool.parquet", "nan.npy"):
+  for name in ("nothing.npy", "nothing.jsonl"):
+    (folder / name).write_bytes(b"")
+  for name in ("pool.parquet", "nan.npy", "pool.npz"):
     (folder / f"cut.{name}").write_bytes((folder / name).read_bytes()[:-60])
   (folder / "pool.csv").write_text("a,b\n1,2\n")
   (folder / "ids.txt").write_text("3\n99\n")
@@ -68,6 +73,8 @@ def config_of(folder, **options):
     ({"columns.source": "sorce"}, "did you mean 'source'"),
     ({"budget": 0.0}, "the budget is 0.0 fraction"),
     ({"budget": 1.5}, "the budget is 1.5 fraction"),
+    ({"budget": float("nan")}, "the budget is nan: give a number of fraction"),
+    ({"budget": float("inf"), "budget_unit": "rows"}, "the budget is inf: give a number of rows"),
     ({"budget": 61.0, "budget_unit": "rows"}, "61.0 rows of a pool of 60 rows"),
     ({"budget": 2.5, "budget_unit": "rows"}, "a whole number, got 2.5"),
     ({"budget_unit": "row"}, "must be fraction, rows or tokens, got 'row'"),
@@ -93,6 +100,13 @@ def config_of(folder, **options):
     ({"pool": "pickled.npy"}, "never unpickled"),
     ({"pool": "cut.pool.parquet"}, "no whole parquet file"),
     ({"pool": "cut.nan.npy"}, "broken or cut short"),
+    ({"pool": "cut.pool.npz"}, "broken or cut short"),
+    ({"pool": "pool.npz"}, "no column 'embedding': did you mean 'embeddings'"),
+    ({"pool": "nothing.npy"}, "is no npy or npz file"),
+    ({"pool": "nothing.jsonl"}, "nothing.jsonl has no rows"),
+    ({"pool": "model.parquet", "queries_model": "B", "queries": "zeros.npy", "method.name": "rds"},
+     "the pool has embeddings of 'A', queries of 'B'"),
+    ({"pool": "equal.npy", "budget": 0.5, "method.name": "sensitivity"}, "needs score"),
     ({"pool": "zero.npy", "queries": "equal.npy", "method.name": "rds"}, "ranks 2 rows.*58 rows"),
     ({"pool": "equal.npy", "queries": "equal.npy", "method.name": "crds_w"}, "equal to the mean"),
     ({"must_include": "ids.txt"}, "1 of 2 are no id of the pool, the first is '99'"),
