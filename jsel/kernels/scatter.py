@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsel.kernels.rows import check_valid, row_count, rows
 
@@ -53,8 +54,8 @@ def scatter(
     axis_name: mesh axis (or axes) that the rows of ``x`` are split over.
 
   Raises:
-    ValueError: if ``index`` is not ``int32[b]``, ``values`` are of another dtype, or ``valid`` is
-      not bool.
+    ValueError: if ``index`` is not ``int32[b]``, ``values`` are of another dtype or
+      shape, or ``valid`` is not bool.
 
   >>> scatter(jax.numpy.zeros(4), jax.numpy.array([2, 7]), jax.numpy.array([1.0, 5.0]))
   Array([0., 0., 1., 0.], dtype=float32)
@@ -91,6 +92,16 @@ def _positions(x, index, values, valid, axis_name):
     raise ValueError(f"index must be int32 [b], got {index.dtype} {index.shape}")
   if getattr(values, "dtype", x.dtype) != x.dtype:
     raise ValueError(f"values must be {x.dtype} as x is, got {values.dtype}: cast them")
+  written = index.shape + x.shape[1:]
+  if not _fits(np.shape(values), written):
+    raise ValueError(f"values must be of shape {written} or a scalar, got {np.shape(values)}")
   check_valid(valid, index.shape[0], "index has")
   position = local_positions(index, x.shape[0], axis_name=axis_name)
   return position if valid is None else jnp.where(valid, position, x.shape[0])
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+  try:
+    return np.broadcast_shapes(shape, whole) == whole
+  except ValueError:
+    return False

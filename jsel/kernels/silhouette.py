@@ -245,5 +245,7 @@ def _sizes(labels: jax.Array, clusters: int, axis_name: AxisName) -> jax.Array:
 
 def _check(x: jax.Array, labels: jax.Array) -> None:
   check_rows(x, None, None)
+  if not x.shape[0]:
+    raise ValueError(f"x must have rows to compare, got shape {x.shape}")
   if labels.shape != x.shape[:1] or labels.dtype != jnp.int32:
     raise ValueError(f"labels must be int32 [{x.shape[0]}], got {labels.dtype} {labels.shape}")

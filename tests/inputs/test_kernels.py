@@ -78,8 +78,10 @@ def attempt(name, inputs, tally):
 def test_values(name, tally):
   @hypothesis.given(hostile())
   def run(inputs):
+    refused = tally["refused"]
     attempt(name, inputs, tally)
-    assert not tally["refused"]
+    # One valid row has no component to whiten by.
+    assert tally["refused"] == refused or (name == "whitening" and inputs.valid.sum() == 1)
 
   run()
 

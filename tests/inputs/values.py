@@ -156,7 +156,11 @@ def check_matches(i, got):
     assert len(ids) == len(np.unique(ids)) == min(i.k, len(there))
     assert set(ids) <= set(there)
     close(got.values[q][: len(ids)], of_query[ids], scale[ids])
-    close(got.values[q][: len(ids)], np.sort(of_query[there])[::-1][: len(ids)], scale[there].max())
+    close(
+      got.values[q][: len(ids)],
+      np.sort(of_query[there])[::-1][: len(ids)],
+      scale[there].max(initial=0),
+    )
 
 
 def check_leverage(i, got):
