@@ -130,6 +130,6 @@ def _parallel(key, x, weights, valid, *, k, rounds, capacity, axis_name):
   unit, exponent = in_units(weight, label, candidates.shape[0], axis_name)
   one = jnp.ones(1, jnp.int32)
   total = sum_by_label(ones, label, candidates.shape[0], unit, one, axis_name)[:, 0]
-  # Of sums that pass float32, relative to each other.
-  total = jnp.ldexp(total, exponent - jnp.max(exponent))
+  # Of sums that pass float32, relative to each other; those of all rows stay below 2**122.
+  total = jnp.ldexp(total, exponent - jnp.max(exponent) + 90)
   return plus_plus(pick_key, candidates, k, weights=total)
