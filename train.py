@@ -45,7 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps everything."
 def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   """The whole run, or the rest of it; returns the exit code."""
   began = time.perf_counter()
-  sharding.join_hosts()
+  sharding.join_hosts(timeout=config.host_timeout)
   is_first = jax.process_index() == 0
   note = lambda text: print(f"jsel: {text}", flush=True) if is_first else None
 
@@ -224,7 +224,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           )
         intervals = (config.log_every, eval_every, checkpoint_every)
         looks = [(step // every + 1) * every for every in intervals]
-        looks += [at for at in (fit_step, *traced) if at > step]
+        # Scans begin anew at each, so none may depend on where a start of the run began.
+        looks += [at for at in (fit_step, *(traced if config.profile else ())) if at > step]
         if config.profile and step == traced[0]:
           jax.profiler.start_trace(path / "profile")
         state, metrics, step = run(state, pool, step, min(*looks, total_steps))
@@ -234,7 +235,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
           jax.profiler.stop_trace()
           note(f"a trace of steps {traced[0]} to {traced[1]} is in {path / 'profile'}")
 
-        if step == warm and about["selection"] is None:
+        if step >= warm and about["selection"] is None:
           begin = time.perf_counter()
           with jax.transfer_guard("allow"):
             about["selection"] = run.measure(state, pool)._asdict()

@@ -101,15 +101,20 @@ def on_every_host(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def join_hosts() -> None:
+def join_hosts(*, timeout: int = 100) -> None:
   """Makes one job of the processes of several hosts; does nothing where there is one.
 
   Told by JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), or
   by a TPU that lists more than one worker. Before anything else is asked of JAX.
 
+  Args:
+    timeout: seconds after which JAX ends all processes if one has been silent.
+
   Raises:
-    ValueError: if a variable is missing or no number.
+    ValueError: if a variable is missing or no number, or ``timeout`` is less than a second.
   """
+  if timeout < 1:
+    raise ValueError(f"host_timeout must be at least 1 second, got {timeout}")
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   if address:
     numbers = [os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
@@ -118,9 +123,11 @@ def join_hosts() -> None:
         f"JAX_COORDINATOR_ADDRESS={address} wants JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it,"
         f" got {numbers[0] or 'none'} and {numbers[1] or 'none'}"
       )
-    jax.distributed.initialize(address, int(numbers[0]), int(numbers[1]))
+    jax.distributed.initialize(
+      address, int(numbers[0]), int(numbers[1]), heartbeat_timeout_seconds=timeout
+    )
   elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

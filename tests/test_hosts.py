@@ -25,14 +25,18 @@ OF_FEED = {
 SECONDS = 280  # on a machine that is busy
 
 
+def free_port():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
+
+
 class Hosts:
   """Processes that run one command together; all of them are gone when the block ends."""
 
   def __init__(self, count, workdir, *options):
     self.processes, self.outputs = [], []
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      port = free.getsockname()[1]
+    port = free_port()
     for index in range(count):
       # NPROC as one process with all of the devices has it: it pins the order of sums.
       environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "32"}

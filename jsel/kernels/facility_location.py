@@ -80,7 +80,8 @@ def _facility_location(x, quality, quality_weight, valid, *, k, axis_name):
   counts = counts if valid is None else counts & valid
   quality = jnp.zeros_like(counts, jnp.float32) if quality is None else quality
   # Once, and not in every sum: its leaves are of rows that 512 divides.
-  x, counts, bonus = pad_to_leaves((x, counts, quality_weight * quality), axis_name)
+  bonus = jnp.where((quality_weight == 0) & ~jnp.isnan(quality), 0, quality_weight * quality)
+  x, counts, bonus = pad_to_leaves((x, counts, bonus), axis_name)
   n, d = x.shape
   ids = row_ids(n, axis_name)
 
@@ -106,7 +107,7 @@ def _facility_location(x, quality, quality_weight, valid, *, k, axis_name):
     there = top.indices >= 0
     rows = gather(x, place, axis_name=axis_name).astype(jnp.float32)
     gain = (1 - quality_weight) * gains(covered, rows) + gather(bonus, place, axis_name=axis_name)
-    gain = jnp.where(there, gain, -jnp.inf)
+    gain = jnp.where(there & ~jnp.isnan(gain), gain, -jnp.inf)
     bound = scatter(bound, place, gain, valid=there, axis_name=axis_name)
     best = jnp.max(gain)
     pick = jnp.min(jnp.where(there & (gain == best), top.indices, NOBODY))

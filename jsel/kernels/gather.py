@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jsel.kernels import bits
 from jsel.kernels.exchange import capacity, exchange
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.rows import AxisName, axis_size, row_count, rows
 
 Method = Literal["auto", "reduce_scatter", "all_to_all"]
 WORTHWHILE = 2**20  # bytes that a device need not move
@@ -74,6 +74,8 @@ def gather(
     raise ValueError(f"method must be auto, reduce_scatter or all_to_all, got {method!r}")
   if method != "auto" and not split:
     raise ValueError(f"method={method!r} is of gather with split=True: leave it out, or split")
+  row_count(x.shape[0], axis_name)  # not too many
+  x = jnp.asarray(x)  # in 32 bits, where JAX has no more
   devices = axis_size(axis_name)
   if split and index.shape[0] % devices:
     raise ValueError(
@@ -85,6 +87,8 @@ def gather(
     if method == "all_to_all":
       return exchange(x, index, axis_name)
   count = x.shape[0]
+  if not count:
+    return jnp.zeros((index.shape[0], *x.shape[1:]), x.dtype)
   local = index if axis_name is None else index - jax.lax.axis_index(axis_name) * count
   here = (local >= 0) & (local < count)
   taken = jnp.take(x, jnp.clip(local, 0, count - 1), axis=0, mode="clip")

@@ -88,14 +88,15 @@ def k_center(
   Args:
     x: ``[n, d]`` rows of any real dtype.
     k: how many, static, ``1 <= k <= n``.
-    initial: ``[q, d]`` centers that are there already (labelled rows, queries).
-      If None, the first row picked is the valid one of lowest id.
+    initial: ``[q, d]`` centers that are there already (labelled rows, queries);
+      those that are not finite are none. If None, the first row picked is the
+      valid one of lowest id.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
     `Greedy` whose values are squared distances (inf for a first row). Rows with a
-    NaN or an infinity are never picked.
+    NaN, an infinity or a squared length of 2**125 and more are never picked.
 
   Raises:
     ValueError: if ``k`` is out of range, or a shape is another.
@@ -125,7 +126,8 @@ def _k_center(x, initial, valid, *, k, axis_name):
     def tile(arrays):
       x, nearest = arrays
       difference = x.astype(jnp.float32) - center[None]
-      return jnp.minimum(nearest, jnp.sum(difference * difference, axis=1))
+      far = jnp.sum(difference * difference, axis=1)
+      return jnp.where(far < nearest, far, nearest)  # a center that is NaN is far from nobody
 
     return map_tiles(tile, (x, nearest), width=d, axis_name=axis_name)
 

@@ -13,6 +13,7 @@ from jsel.kernels.kmeans_parallel import parallel
 from jsel.kernels.kmeans_seeding import (
   check_k,
   check_rows,
+  in_units,
   influence,
   plus_plus,
   square_lengths,
@@ -85,8 +86,8 @@ def fit(
     centers: ``[k, d]`` to start from, as of `plus_plus`; ``k <= n``.
     max_iters: the most iterations.
     tol: converged when no center moves farther; at 0, when none moves.
-    weights: ``[n]``; weight 2 counts as two rows. Where it is not above 0, a row
-      has a label and no influence. All 1 if None.
+    weights: ``[n]``; weight 2 counts as two rows. Where it is below 1.2e-38 or not
+      finite, a row has a label and no influence. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     precision: of the products that labels are found by. Sums and ``inertia`` are
       float32 in any. ``"bfloat16_3x"`` takes one bfloat16 product, and one in
@@ -97,8 +98,9 @@ def fit(
 
   Returns:
     A `KMeans` whose labels and inertia are those of its centers. Rows with a
-    NaN, an infinity or a squared length beyond float32 are labelled -1 and
-    move nothing. A center that is not finite counts as one without rows.
+    NaN, an infinity or a squared length of 2**125 and more are labelled -1 and
+    move nothing. A center that is not finite counts as one without rows. Rows
+    whose squared distance is below 1e-38 are equal in float32.
 
   Raises:
     ValueError: if ``k > n``, or a shape or an option is out of range.
@@ -145,8 +147,8 @@ def assign(
   Returns:
     ``labels`` (``int32[n]``, ties to the lowest center) and ``distance2``
     (``float32[n]``, squared, taken of the differences and so exact at 0). For
-    padded rows and those with a NaN, an infinity or a squared length beyond
-    float32: -1 and NaN; for all rows where no center is finite.
+    padded rows and those with a NaN, an infinity or a squared length of 2**125
+    and more: -1 and NaN; for all rows where no center is finite.
 
   Raises:
     ValueError: if a shape or ``precision`` is another.
@@ -243,13 +245,14 @@ def _fit(x, centers, weights, valid, max_iters, tol, *, precision, axis_name):
   usable = jnp.isfinite(square) if valid is None else jnp.isfinite(square) & valid
   row_weight = influence(usable, weights)
   ones = jnp.ones((n, 1), jnp.float32)
-  exponent = exponents(x, row_weight, row_weight > 0, axis_name)
-  weight_exponent = exponents(ones, row_weight, row_weight > 0, axis_name)
+  exponent = exponents(x, ones[:, 0], row_weight > 0, axis_name)
 
   def means(labels, centers):
     labels = jnp.where(row_weight > 0, labels, -1)
-    weight = sum_by_label(ones, labels, k, row_weight, weight_exponent, axis_name)
-    sums = sum_by_label(x, labels, k, row_weight, exponent, axis_name)
+    # A mean needs the weights of its own rows only as they are to each other.
+    unit = row_weight if weights is None else in_units(row_weight, labels, k, axis_name)[0]
+    weight = sum_by_label(ones, labels, k, unit, jnp.ones(1, jnp.int32), axis_name)
+    sums = sum_by_label(x, labels, k, unit, exponent, axis_name)
     return finish(Statistics(sums, weight[:, 0]), centers)
 
   def fill(labels, centers):

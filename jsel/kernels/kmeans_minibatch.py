@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import precision as products
-from jsel.kernels.kmeans_seeding import check_rows, influence, square_lengths
+from jsel.kernels.kmeans_seeding import check_rows, in_units, influence, square_lengths
 from jsel.kernels.nearest import MOST, nearest
 from jsel.kernels.precision import Precision
 from jsel.kernels.reduce import rounded
@@ -64,14 +64,15 @@ def update(
   Args:
     state: of `init` or `update`, the same on every device.
     x: ``[n, d]`` rows of any real dtype; fewer than there are centers, too.
-    weights: ``[n]``; weight 2 counts as two rows, one not above 0 as none. All 1 if None.
+    weights: ``[n]``; weight 2 counts as two rows, one below 1.2e-38 or not finite as none. All
+      1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     precision: of the products that labels are found by, as in `jsel.kernels.kmeans.fit`.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
-    The new `MiniBatch`. Rows with a NaN, an infinity or a squared length beyond float32 move
-    nothing. A center stays where no row is nearest to it, one that is not finite for ever.
+    The new `MiniBatch`. Rows with a NaN, an infinity or a squared length of 2**125 and more
+    move nothing. A center stays where no row is nearest to it, one that is not finite for ever.
 
   Raises:
     ValueError: if a shape or an option is another.
@@ -101,16 +102,14 @@ def _update(state, x, weights, valid, *, precision, axis_name):
   labels = nearest(x, centers, usable, precision=precision, axis_name=axis_name)
   row_weight = influence(usable, weights)
   labels = jnp.where(row_weight > 0, labels, -1)
+  unit, exponent = in_units(row_weight, labels, centers.shape[0], axis_name)
   total = functools.partial(
-    segment_sum,
-    labels=labels,
-    count=centers.shape[0],
-    weights=row_weight,
-    axis_name=axis_name,
+    segment_sum, labels=labels, count=centers.shape[0], weights=unit, axis_name=axis_name
   )
-  more = total(jnp.ones((x.shape[0], 1), jnp.float32))[:, 0]
+  units = total(jnp.ones((x.shape[0], 1), jnp.float32))[:, 0]
+  mean = total(x) / jnp.where(units > 0, units, 1)[:, None]
+  more = jnp.ldexp(units, exponent)
   seen = weight + more
-  mean = total(x) / jnp.where(more > 0, more, 1)[:, None]
   share = (more / jnp.where(seen > 0, seen, 1))[:, None]
   # Unfused, hence the same in every program.
   moved = centers + rounded(share * (mean - centers))

@@ -8,10 +8,17 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels.gather import gather
-from jsel.kernels.kmeans_seeding import check_k, check_rows, influence, plus_plus, square_lengths
+from jsel.kernels.kmeans_seeding import (
+  check_k,
+  check_rows,
+  in_units,
+  influence,
+  plus_plus,
+  square_lengths,
+)
 from jsel.kernels.nearest import distance2, nearest
 from jsel.kernels.rows import AxisName, axis_size, rows, varying
-from jsel.kernels.segments import exponents, sum_by_label
+from jsel.kernels.segments import sum_by_label
 from jsel.kernels.topk import gumbel_top_k
 
 
@@ -48,8 +55,8 @@ def parallel(
     capacity: rows drawn in a round, at most n; all rounds together at least k. None takes 2 k,
       or n if that is less. ``rounds * capacity`` rows are held, and every row is compared with
       each of them once.
-    weights: ``[n]``; a row of weight 2 counts as two equal rows, one whose weight is not above 0
-      is never drawn. All 1 if None.
+    weights: ``[n]``; a row of weight 2 counts as two equal rows, one whose weight is below 1.2e-38
+      or not finite is never drawn. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
 
@@ -107,7 +114,7 @@ def _parallel(key, x, weights, valid, *, k, rounds, capacity, axis_name):
     far, label, candidates = carry
     round_key = jax.random.fold_in(draw_key, j)
     drawn = taken(round_key, log_weight + jnp.log(far), capacity)
-    offset = 1 + j * capacity
+    offset = jnp.int32(1 + j * capacity)
     far, label = nearer(far, label, drawn, offset)
     return far, label, lax.dynamic_update_slice(candidates, drawn, (offset, np.int32(0)))
 
@@ -119,7 +126,10 @@ def _parallel(key, x, weights, valid, *, k, rounds, capacity, axis_name):
   _, label, candidates = lax.fori_loop(0, rounds, draw, (far, label, candidates))
 
   ones = jnp.ones((n, 1), jnp.float32)
-  exponent = exponents(ones, weight, weight > 0, axis_name)
   label = jnp.where(weight > 0, label, -1)
-  total = sum_by_label(ones, label, candidates.shape[0], weight, exponent, axis_name)[:, 0]
+  unit, exponent = in_units(weight, label, candidates.shape[0], axis_name)
+  one = jnp.ones(1, jnp.int32)
+  total = sum_by_label(ones, label, candidates.shape[0], unit, one, axis_name)[:, 0]
+  # Of sums that pass float32, relative to each other; those of all rows stay below 2**122.
+  total = jnp.ldexp(total, exponent - jnp.max(exponent) + 90)
   return plus_plus(pick_key, candidates, k, weights=total)

@@ -9,9 +9,10 @@ from jax import lax
 
 from jsel.kernels.gather import gather
 from jsel.kernels.random import row_gumbel
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows, varying
+from jsel.kernels.rows import AxisName, axis_size, check_valid, row_ids, rows, varying
 from jsel.kernels.tiles import map_tiles
 
+LONGEST = 2.0**125  # the square of a row's length
 CHOSEN = 1e3  # taken off the log-weight of a copy of a seed; no draw makes up for it
 
 
@@ -40,14 +41,14 @@ def plus_plus(
     x: ``[n, d]`` rows of any real dtype.
     k: how many, static, ``1 <= k <= n``.
     weights: ``[n]``; a row of weight 2 is drawn as two equal rows are, one
-      whose weight is not above 0 never. All 1 if None.
+      whose weight is below 1.2e-38 or not finite never. All 1 if None.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
     ``float32[k, d]`` in the order drawn. No row comes twice, nor does a copy of
     it, while others are left; after that, rows repeat. Rows with a NaN, an
-    infinity or a squared length beyond float32 are never drawn; with no row to
+    infinity or a squared length of 2**125 and more are never drawn; with no row to
     draw, all is NaN.
 
   Raises:
@@ -106,12 +107,40 @@ def influence(usable: jax.Array, weights: jax.Array | None) -> jax.Array:
   """``float32[n]``: the weight of a row that may move a center, else 0."""
   if weights is None:
     return usable.astype(jnp.float32)
-  return jnp.where(usable & (weights > 0), weights.astype(jnp.float32), 0)
+  weights = weights.astype(jnp.float32)
+  # What is below the least normal number, some devices take for 0 and some do not.
+  counts = (weights >= jnp.finfo(jnp.float32).tiny) & jnp.isfinite(weights)
+  return jnp.where(usable & counts, weights, 0)
+
+
+def in_units(
+  weights: jax.Array, labels: jax.Array, k: int, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """Weights in a unit of their cluster's own, a power of two, all below 1; its exponent, ``[k]``.
+
+  A sum by label keeps 33 bits below the largest of all weights, which one huge weight would leave
+  nothing of for the clusters that it is not in.
+
+  >>> weights, labels = jnp.array([3e38, 1.0, 0.0]), jnp.array([0, 1, -1])
+  >>> unit, exponent = in_units(weights, labels, 2, None)
+  >>> unit.round(2).tolist(), exponent.tolist()
+  ([0.8799999952316284, 0.5, 0.0], [128, 1])
+  """
+  at = jnp.where(labels >= 0, labels, k)
+  largest = jnp.zeros(k, jnp.float32).at[at].max(weights, mode="drop")
+  largest = largest if axis_name is None else lax.pmax(largest, axis_name)
+  exponent = jnp.frexp(jnp.maximum(largest, jnp.finfo(jnp.float32).tiny))[1].astype(jnp.int32)
+  return jnp.ldexp(weights, -exponent.at[at].get(mode="fill", fill_value=0)), exponent
 
 
 def square_lengths(x: jax.Array, axis_name: AxisName) -> jax.Array:
-  """``float32[n]``; not finite for a row that nothing can be computed of."""
-  square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
+  """``float32[n]``; infinite or NaN for a row that nothing can be computed of."""
+
+  def square(x: jax.Array) -> jax.Array:
+    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
+    # Of two others, the square of the distance is finite.
+    return jnp.where(square >= LONGEST, jnp.inf, square)
+
   return map_tiles(square, x, width=x.shape[1], axis_name=axis_name)
 
 
@@ -119,9 +148,9 @@ def check_rows(x: jax.Array, weights: jax.Array | None, valid: jax.Array | None)
   """Raises a ValueError unless ``x`` is a matrix and the others have its rows."""
   if x.ndim != 2 or not x.shape[1]:
     raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
-  for name, array in (("weights", weights), ("valid", valid)):
-    if array is not None and array.shape != x.shape[:1]:
-      raise ValueError(f"{name} has shape {array.shape}, x has {x.shape[0]} rows")
+  if weights is not None and weights.shape != x.shape[:1]:
+    raise ValueError(f"weights has shape {weights.shape}, x has {x.shape[0]} rows")
+  check_valid(valid, x.shape[0])
 
 
 def check_k(k: int, count: int) -> None:

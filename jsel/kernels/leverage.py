@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import moments
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, check_valid, rows
 from jsel.kernels.tiles import map_tiles
 
 
@@ -59,7 +59,7 @@ def fit(
     Drineas, Magdon-Ismail, Mahoney and Woodruff, *Fast approximation of matrix coherence and
     statistical leverage*, 2012, arXiv 1109.3843.
   """
-  if x.ndim != 2:
+  if x.ndim != 2 or not x.size:
     raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
   start = moments.init(x.shape[1], covariance=True)
   return from_moments(moments.update(start, x, valid=valid, axis_name=axis_name), eps=eps)
@@ -128,8 +128,8 @@ def apply(
   d = design.mean.shape[0]
   if x.ndim != 2 or x.shape[1] != d:
     raise ValueError(f"x must be [n, {d}] as the rows of the fit, got {x.shape}")
-  if valid is not None and valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
+  check_valid(valid, x.shape[0])
+  design = jax.tree.map(lambda array: array.astype(jnp.float32), design)
 
   def of_row(row: jax.Array) -> jax.Array:
     scaled = (row.astype(jnp.float32) - design.mean) * design.scale

@@ -16,7 +16,7 @@ from jsel.kernels.reduce import (
   two_limb_add,
   two_limb_to_float,
 )
-from jsel.kernels.rows import AxisName, row_ids, rows
+from jsel.kernels.rows import AxisName, check_valid, row_ids, rows
 from jsel.kernels.tiles import blocks
 
 BLOCK = 2**20  # floats of a block of rows, 4 MB: larger ones leave the cache
@@ -38,9 +38,14 @@ def init(d: int, *, covariance: bool = False) -> Moments:
     d: columns of the rows to come.
     covariance: whether to keep products of columns too, ``[d, d]`` floats.
 
+  Raises:
+    ValueError: if ``d`` is below 1.
+
   >>> init(3).mean.tolist()
   [0.0, 0.0, 0.0]
   """
+  if d < 1:
+    raise ValueError(f"rows need at least one column, got d = {d}")
   shape = (d, d) if covariance else (d,)
   return Moments(two_limb(0), jnp.zeros(d, jnp.float32), jnp.zeros(shape, jnp.float32))
 
@@ -89,10 +94,11 @@ def update(
   """
   if x.ndim != 2 or x.shape[1] != moments.mean.shape[0]:
     raise ValueError(f"x must be [n, {moments.mean.shape[0]}] as the moments, got {x.shape}")
+  check_valid(valid, x.shape[0])
+  if not x.shape[0]:
+    return moments
   if valid is None:
     valid = jnp.ones(x.shape[0], bool)
-  if valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
   return merge(moments, _of_rows(x, valid, moments.scatter.ndim == 2, axis_name))
 
 

@@ -105,7 +105,8 @@ class _Network(NamedTuple):
 
 def _network(key: jax.Array, n: int | jax.Array) -> _Network:
   words = jax.random.bits(key, (TINY_PAIRS, 2), jnp.uint32)
-  if isinstance(n, int):
+  if isinstance(n, (int, np.integer)):
+    n = int(n)
     if not 1 <= n < 2**31:
       raise ValueError(f"a permutation is of 1 to 2**31 - 1 positions, got n = {n}")
     left = math.isqrt(n - 1) + 1

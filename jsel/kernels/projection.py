@@ -1,6 +1,7 @@
 """Random projections to fewer columns that keep lengths and inner products."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
       row, first = cut.span(index)
       part = lax.dynamic_slice(x, (row, column), (cut.size, size))
       product = products.matmul(part, block_signs, precision=precision)
-      again = row + jnp.arange(cut.size) < first  # of the block before
+      again = row + jnp.arange(cut.size, dtype=jnp.int32) < first  # of the block before
       old = lax.dynamic_slice_in_dim(total, row, cut.size)
       new = old + jnp.where(again[:, None], 0, product)
       return lax.dynamic_update_slice_in_dim(total, new, row, axis=0)
@@ -161,7 +162,7 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
     total = add(total, jnp.uint32(0), block)
   if d > whole * block:
     total = add(total, jnp.uint32(whole * block), d - whole * block)
-  return total / np.sqrt(dim)
+  return total / math.sqrt(dim)
 
 
 def check_dim(dim: int) -> None:

@@ -61,6 +61,7 @@ def largest_remainder(
   groups = weights.shape[0]
   lower = _bounds("lower", lower, 0, groups)
   capacity = _bounds("capacity", capacity, np.iinfo(np.int32).max, groups)
+  _check_count(k)
   _check_feasible(k, lower, capacity)
   return _largest_remainder(weights, jnp.int32(k), jnp.asarray(capacity), jnp.asarray(lower))
 
@@ -92,6 +93,7 @@ def waterfill(counts: jax.Array, k: int | jax.Array) -> jax.Array:
   counts = jnp.asarray(counts)
   if counts.ndim != 1 or counts.dtype != jnp.int32 or not counts.size:
     raise ValueError(f"counts must be int32 [g], got {counts.dtype}{counts.shape}")
+  _check_count(k)
   _check_feasible(k, np.zeros(counts.shape, np.int64), counts)
   return _waterfill(counts, jnp.int32(k))
 
@@ -266,6 +268,8 @@ def _largest_remainder(weights, k, capacity, lower):
     units = jnp.maximum(weights, 0).astype(jnp.uint32)
   else:
     weights = jnp.nan_to_num(jnp.maximum(weights.astype(jnp.float32), 0))
+    # XLA multiplies by the reciprocal, which of the largest floats is 0.
+    weights = weights * jnp.where(weights.max() > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
     share = weights / jnp.where(weights.max() > 0, weights.max(), 1)
     units = jnp.round(share / jnp.maximum(share.sum(), 1) * 2.0**30).astype(jnp.uint32)
     units = jnp.where(share > 0, jnp.maximum(units, 1), 0)
@@ -361,7 +365,20 @@ def _bounds(name: str, bounds: Any, fill: int, groups: int) -> Any:
   array = bounds if isinstance(bounds, jax.Array) else np.asarray(bounds)
   if array.shape != (groups,) or not jnp.issubdtype(array.dtype, jnp.integer):
     raise ValueError(f"{name} must be integers [{groups}], got {array.dtype}{array.shape}")
+  if array.dtype.itemsize > 4 and not isinstance(array, jax.core.Tracer):
+    most = np.iinfo(np.int32).max
+    beyond = np.asarray(array)[np.abs(np.asarray(array)) > most]
+    if beyond.size:
+      raise ValueError(f"{name} must be within {most}, got {beyond[0]}: no group has more rows")
   return array.astype(np.int32)
+
+
+def _check_count(k: Any) -> None:
+  if isinstance(k, (jax.Array, np.ndarray)):
+    if k.shape != () or k.dtype != jnp.int32:
+      raise ValueError(f"k must be an int or an int32 scalar, got {k.dtype}{k.shape}")
+  elif not isinstance(k, (int, np.integer)) or not 0 <= k < 2**31:
+    raise ValueError(f"k must be an int within [0, 2**31) or an int32 scalar, got {k}")
 
 
 def _check_feasible(k: Any, lower: Any, upper: Any) -> None:

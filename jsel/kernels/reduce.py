@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.rows import AxisName, axis_size, check_valid, rows
 
 LEAVES = 512  # leaves of every summation tree, and so the most devices that a mesh may have
 LANES = 512  # columns that integers are added in, so that the compiler can use vectors
@@ -54,7 +54,8 @@ def fixed_tree_sum(
   x = rounded(_masked(x, valid).astype(jnp.float32))
   if axis_name is None:
     x = _pad(x, max(-(-x.shape[0] // LEAVES), 1) * LEAVES)
-  x = x.reshape(_leaves(x.shape[0], axis_name), -1, *x.shape[1:])
+  leaves = _leaves(x.shape[0], axis_name)
+  x = x.reshape(leaves, x.shape[0] // leaves, *x.shape[1:])
   return _over_devices(_pairwise(_fold(x)), axis_name)
 
 
@@ -97,7 +98,8 @@ def fixed_tree_map_sum(
     raise ValueError(f"arrays must have the same rows, got {sorted(counts)}")
   leaves = _leaves(counts.pop(), axis_name)
   first = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name) * leaves
-  split = jax.tree.map(lambda array: array.reshape(leaves, -1, *array.shape[1:]), arrays)
+  cut = lambda array: array.reshape(leaves, array.shape[0] // leaves, *array.shape[1:])
+  split = jax.tree.map(cut, arrays)
 
   def subtree(size: int, index: jax.Array) -> Any:
     if size == 1:
@@ -119,9 +121,14 @@ def fixed_tree_map_sum(
 def count(mask: jax.Array, *, axis_name: AxisName = None) -> jax.Array:
   """How many rows ``mask`` holds for, as ``int32[]``; one integer all-reduce over ``axis_name``.
 
+  Raises:
+    ValueError: if ``mask`` is not bool.
+
   >>> count(jnp.array([True, False, True])).item()
   2
   """
+  if mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be bool, got {mask.dtype}: compare it with something")
   total = mask.sum(dtype=jnp.int32)
   return total if axis_name is None else jax.lax.psum(total, axis_name)
 
@@ -251,10 +258,10 @@ def rounded(x: jax.Array) -> jax.Array:
 def _masked(x: jax.Array, valid: jax.Array | None) -> jax.Array:
   if not x.ndim:
     raise ValueError("x must have rows, got a scalar")
+  check_valid(valid, x.shape[0])
+  x = jnp.asarray(x)  # in 32 bits, where JAX has no more
   if valid is None:
     return x
-  if valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
   return jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
 
@@ -288,7 +295,7 @@ def _fold(x: jax.Array) -> jax.Array:
 def _pairwise(x: jax.Array) -> jax.Array:
   """Sum over axis 0, a power of two long, by adding neighbours."""
   while x.shape[0] > 1:
-    x = x.reshape(-1, 2, *x.shape[1:])
+    x = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
     x = x[:, 0] + x[:, 1]
   return x[0]
 

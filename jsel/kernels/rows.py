@@ -32,6 +32,19 @@ def rows(*arguments: str, out: Any) -> Callable[[Kernel], Kernel]:
   return declare
 
 
+def check_valid(valid: jax.Array | None, count: int, of: str = "x has") -> None:
+  """Raises a ValueError unless ``valid`` is None or has a bool for each of ``count`` rows.
+
+  >>> check_valid(jnp.ones(3, bool), 3)
+  """
+  if valid is None:
+    return
+  if valid.shape != (count,):
+    raise ValueError(f"valid has shape {valid.shape}, {of} {count} rows")
+  if valid.dtype != jnp.bool_:
+    raise ValueError(f"valid must be bool, got {valid.dtype}: compare it with something")
+
+
 def axis_size(axis_name: AxisName) -> int:
   """Devices that rows are split over: 1 if ``axis_name`` is None.
 
@@ -39,6 +52,21 @@ def axis_size(axis_name: AxisName) -> int:
   1
   """
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def row_count(count: int, axis_name: AxisName) -> int:
+  """Rows on all devices, each of which holds ``count``.
+
+  Raises:
+    ValueError: if there are more of them than an int32 id can tell apart.
+
+  >>> row_count(3, None)
+  3
+  """
+  total = count * axis_size(axis_name)
+  if total >= 2**31:
+    raise ValueError(f"row ids are int32: {total} rows are too many, split the pool")
+  return total
 
 
 def row_ids(count: int, axis_name: AxisName) -> jax.Array:
@@ -56,6 +84,7 @@ def first_row(count: int, axis_name: AxisName) -> jax.Array:
   >>> first_row(3, None).item()
   0
   """
+  row_count(count, axis_name)  # not too many
   return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name) * count
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jsel.kernels.gather import gather
 from jsel.kernels.permutation import permute
 from jsel.kernels.precision import Precision
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, check_valid, rows
 from jsel.kernels.sae_codes import decode, encode, factor_counts, target_mean, unexplained
 from jsel.kernels.sae_model import SAE, Codes, check_codes_per_row
 from jsel.kernels.sae_step import Optimizer, TrainState, init, update
@@ -104,12 +104,13 @@ def fit(
   References:
     Gao et al., *Scaling and evaluating sparse autoencoders*, 2024, arXiv 2406.04093.
   """
-  if x.ndim != 2 or not x.shape[0]:
-    raise ValueError(f"x must be a matrix [n, d] of at least one row, got shape {x.shape}")
+  if x.ndim != 2 or not x.size:
+    raise ValueError(
+      f"x must be a matrix [n, d] of at least one row and column, got shape {x.shape}"
+    )
+  check_valid(valid, x.shape[0])
   if valid is None:
     valid = jnp.ones(x.shape[0], bool)
-  if valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
   check_codes_per_row(k, latents)
   if steps < 1 or batch_size < 1 or steps * batch_size >= 2**31:
     raise ValueError(

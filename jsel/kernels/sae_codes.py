@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jsel.kernels.precision import matmul
 from jsel.kernels.reduce import fixed_tree_map_sum
 from jsel.kernels.row_topk import row_top_k
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, check_valid, rows
 from jsel.kernels.sae_model import (
   SAE,
   Codes,
+  as_float32,
   check_codes_per_row,
   reconstruct,
   to_target,
@@ -51,7 +52,8 @@ def encode(
 
   Returns:
     A `Codes`. Of equal latents the lowest index goes first. Padded rows have
-    index 0 and value 0; so have, in value, rows with a NaN or an infinity.
+    index 0 and value 0; so have, in value, rows with a NaN, an infinity or a
+    squared length beyond float32.
 
   Raises:
     ValueError: if shapes do not fit each other, or k is not in [1, latents].
@@ -67,7 +69,7 @@ def encode(
     Makhzani and Frey, *k-sparse autoencoders*, 2013, arXiv 1312.5663.
     Gao et al., *Scaling and evaluating sparse autoencoders*, 2024, arXiv 2406.04093.
   """
-  valid = _check(sae, x, valid)
+  valid, sae = _check(sae, x, valid), as_float32(sae)
   check_codes_per_row(k, sae.encoder.shape[0])
 
   def encode_tile(tile: tuple[jax.Array, jax.Array]) -> Codes:
@@ -76,7 +78,7 @@ def encode(
     every = matmul(target - sae.bias[None], sae.encoder, transpose_b=True)
     every = every + sae.encoder_bias[None]
     value, index = row_top_k(jnp.where(jnp.isnan(every), -jnp.inf, every), k)
-    finite = jnp.isfinite(given.astype(jnp.float32)).all(axis=1)
+    finite = jnp.isfinite(jnp.sum(given.astype(jnp.float32) ** 2, axis=1))
     value = jnp.where((counts & finite)[:, None], jax.nn.relu(value), 0)
     return Codes(jnp.where(counts[:, None], index, 0), value)
 
@@ -110,6 +112,7 @@ def decode(sae: SAE, codes: Codes, *, axis_name: AxisName = None) -> jax.Array:
     [[1.0, 1.5]]
   """
   _check_codes(codes)
+  sae = as_float32(sae)
   width = codes.index.shape[1] * sae.decoder.shape[1]
   return map_tiles(lambda tile: reconstruct(sae, tile), codes, width=width, axis_name=axis_name)
 
@@ -147,9 +150,8 @@ def factor_counts(
   """
   _check_codes(codes)
   active = codes.value > 0
+  check_valid(valid, active.shape[0], "codes have")
   if valid is not None:
-    if valid.shape != active.shape[:1]:
-      raise ValueError(f"valid has shape {valid.shape}, codes have {active.shape[0]} rows")
     active = active & valid[:, None]
   counts = jnp.zeros(latents, jnp.int32).at[codes.index].add(active.astype(jnp.int32))
   return counts if axis_name is None else jax.lax.psum(counts, axis_name)
@@ -195,7 +197,7 @@ def unexplained(
     >>> unexplained(sae, x, encode(sae, x, k=1)).item()
     0.0
   """
-  valid = _check(sae, x, valid)
+  valid, sae = _check(sae, x, valid), as_float32(sae)
   _check_codes(codes)
   mean = target_mean(sae.normalize, x, valid=valid, axis_name=axis_name)
 
@@ -229,14 +231,13 @@ def target_mean(
 
 def _check(sae: SAE, x: jax.Array, valid: jax.Array | None) -> jax.Array:
   latents, width = sae.encoder.shape
-  if x.ndim != 2 or x.shape[1] != width:
+  if x.ndim != 2 or x.shape[1] != width or not width:
     raise ValueError(f"x must be [n, {width}] for this autoencoder, got shape {x.shape}")
   if sae.decoder.shape != (latents, width):
     raise ValueError(f"encoder is {sae.encoder.shape}, decoder {sae.decoder.shape}: same shape")
+  check_valid(valid, x.shape[0])
   if valid is None:
     return jnp.ones(x.shape[0], bool)
-  if valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
   return jnp.asarray(valid)
 
 

@@ -39,7 +39,14 @@ def to_target(normalize: jax.Array, x: jax.Array) -> jax.Array:
 def reconstruct(sae: SAE, codes: Codes) -> jax.Array:
   """Rows ``[b, d]`` that codes stand for."""
   rows_of = sae.decoder.at[codes.index].get(mode="clip")
-  return jnp.einsum("nk,nkd->nd", codes.value, rows_of, precision=PRECISION) + sae.bias[None]
+  value = codes.value.astype(jnp.float32)
+  return jnp.einsum("nk,nkd->nd", value, rows_of, precision=PRECISION) + sae.bias[None]
+
+
+def as_float32(sae: SAE) -> SAE:
+  """``sae`` in float32, in whatever floats it was kept."""
+  fields = {name: leaf.astype(jnp.float32) for name, leaf in sae._asdict().items()}
+  return SAE(**(fields | {"normalize": sae.normalize}))
 
 
 def check_codes_per_row(k: int, latents: int) -> None:

@@ -24,7 +24,7 @@ from jsel.kernels.reduce import (
   two_limb_add,
   two_limb_to_float,
 )
-from jsel.kernels.rows import AxisName, rows
+from jsel.kernels.rows import AxisName, check_valid, rows
 
 UNIT = 2**30  # of a probability, or of the largest weight
 
@@ -47,13 +47,14 @@ def inclusion_probabilities(
 
   Rows that would pass 1 are certain; the rest shares what is left, again and
   again until none passes. As integers of 2**-30, so that the sum is exact before
-  they are floats, and no row of positive weight gets 0.
+  they are floats, and no row of positive weight gets 0 unless the certain ones
+  are k already.
 
   Sharding: rows may be split over ``axis_name``; costs a few sums of one number a
   round. Bitwise the same on any device count.
 
   Args:
-    weights: ``[n]`` of any real dtype; below 0 or not finite as 0.
+    weights: ``[n]`` of any real dtype; below 1.2e-38 or not finite in float32 as 0.
     k: size of the sample, static, ``1 <= k <= n``.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
@@ -96,7 +97,7 @@ def systematic(
 
   Args:
     key: typed PRNG key.
-    weights: ``[n]`` of any real dtype; below 0 or not finite as 0.
+    weights: ``[n]`` of any real dtype; below 1.2e-38 or not finite in float32 as 0.
     k: rows to draw, static, ``1 <= k <= n``.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
@@ -137,7 +138,7 @@ def with_replacement(
 
   Args:
     key: typed PRNG key.
-    weights: ``[n]`` of any real dtype; below 0 or not finite as 0.
+    weights: ``[n]`` of any real dtype; below 1.2e-38 or not finite in float32 as 0.
     k: draws, static, ``1 <= k <= n``.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over.
@@ -171,20 +172,26 @@ def _check(weights, valid, k, axis_name):
   if weights.ndim != 1 or (valid is not None and valid.shape != weights.shape):
     shape = None if valid is None else valid.shape
     raise ValueError(f"weights and valid must be [n], got shapes {weights.shape} and {shape}")
+  check_valid(valid, weights.shape[0], "weights have")
   topk._check_count("k", k, weights.shape[0], axis_name, 1)
   weights = weights.astype(jnp.float32)
-  counts = jnp.isfinite(weights) & (weights > 0)
+  counts = jnp.isfinite(weights) & (weights >= jnp.finfo(jnp.float32).tiny)
   return jnp.where(counts if valid is None else counts & valid, weights, 0)
 
 
-def _largest(x: jax.Array, axis_name: AxisName) -> jax.Array:
-  return jnp.max(x) if axis_name is None else jax.lax.pmax(jnp.max(x), axis_name)
+def _relative(weights: jax.Array, axis_name: AxisName) -> jax.Array:
+  """Weights by the largest of them."""
+  largest = jnp.max(weights)
+  largest = largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+  # XLA multiplies by the reciprocal, which of the largest floats is 0.
+  unit = jnp.where(largest > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
+  return weights * unit / jnp.maximum(largest * unit, jnp.finfo(jnp.float32).tiny)
 
 
 @functools.partial(jax.jit, static_argnames="axis_name")
 def _design(weights: jax.Array, k: jax.Array, axis_name: AxisName) -> _Design:
-  weights = weights / jnp.maximum(_largest(weights, axis_name), jnp.finfo(jnp.float32).tiny)
-  positive = weights > 0
+  positive = weights > 0  # before the least of them may become 0
+  weights = _relative(weights, axis_name)
 
   def scaled(certain):
     total = fixed_tree_sum(weights, valid=~certain, axis_name=axis_name)
@@ -258,8 +265,7 @@ def _systematic(key, weights, *, k, axis_name):
 @functools.partial(jax.jit, static_argnames=("k", "axis_name"))
 def _with_replacement(key, weights, *, k, axis_name):
   n = weights.shape[0]
-  largest = jnp.maximum(_largest(weights, axis_name), jnp.finfo(jnp.float32).tiny)
-  units = jnp.round(weights / largest * UNIT).astype(jnp.int32)
+  units = jnp.round(_relative(weights, axis_name) * UNIT).astype(jnp.int32)
   units = jnp.where(weights > 0, jnp.maximum(units, 1), 0)
   total = fixed_point_sum(units, axis_name=axis_name)
   bits = jax.random.bits(key, (2, k), jnp.uint32)

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jsel.kernels.rows import rows
+from jsel.kernels.rows import check_valid, row_count, rows
 
 
 def local_positions(
@@ -24,6 +25,7 @@ def local_positions(
   >>> local_positions(jax.numpy.array([3, 9, -1]), 8)
   Array([3, 8, 8], dtype=int32)
   """
+  row_count(size, axis_name)  # not too many
   offset = 0 if axis_name is None else jax.lax.axis_index(axis_name).astype(jnp.int32) * size
   position = index - offset
   return jnp.where((position >= 0) & (position < size), position, size)
@@ -51,13 +53,15 @@ def scatter(
     valid: ``[b]`` bool, False where nothing is to be written.
     axis_name: mesh axis (or axes) that the rows of ``x`` are split over.
 
+  Raises:
+    ValueError: if ``index`` is not ``int32[b]``, ``values`` are of another dtype or
+      shape, or ``valid`` is not bool.
+
   >>> scatter(jax.numpy.zeros(4), jax.numpy.array([2, 7]), jax.numpy.array([1.0, 5.0]))
   Array([0., 0., 1., 0.], dtype=float32)
   """
-  position = local_positions(index, x.shape[0], axis_name=axis_name)
-  if valid is not None:
-    position = jnp.where(valid, position, x.shape[0])
-  return x.at[position].set(values, mode="drop")
+  position = _positions(x, index, values, valid, axis_name)
+  return jnp.asarray(x).at[position].set(values, mode="drop")
 
 
 @rows("x", out=True)
@@ -71,10 +75,33 @@ def scatter_add(
 ) -> jax.Array:
   """As `scatter`, adding; equal ids add up. Give integers where the order must not matter.
 
+  Raises:
+    ValueError: as `scatter`, or if ``x`` is bool.
+
   >>> scatter_add(jax.numpy.zeros(4, int), jax.numpy.array([2, 2, 0]), 1)
   Array([1, 0, 2, 0], dtype=int32)
   """
+  if x.dtype == jnp.bool_:
+    raise ValueError(f"x must be numbers to add to, got bool {x.shape}: use scatter")
+  position = _positions(x, index, values, valid, axis_name)
+  return jnp.asarray(x).at[position].add(values, mode="drop")
+
+
+def _positions(x, index, values, valid, axis_name):
+  if index.ndim != 1 or index.dtype != jnp.int32:
+    raise ValueError(f"index must be int32 [b], got {index.dtype} {index.shape}")
+  if getattr(values, "dtype", x.dtype) != x.dtype:
+    raise ValueError(f"values must be {x.dtype} as x is, got {values.dtype}: cast them")
+  written = index.shape + x.shape[1:]
+  if not _fits(np.shape(values), written):
+    raise ValueError(f"values must be of shape {written} or a scalar, got {np.shape(values)}")
+  check_valid(valid, index.shape[0], "index has")
   position = local_positions(index, x.shape[0], axis_name=axis_name)
-  if valid is not None:
-    position = jnp.where(valid, position, x.shape[0])
-  return x.at[position].add(values, mode="drop")
+  return position if valid is None else jnp.where(valid, position, x.shape[0])
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+  try:
+    return np.broadcast_shapes(shape, whole) == whole
+  except ValueError:
+    return False

@@ -102,8 +102,12 @@ def zscore(
   count = _sum_over(finite.sum(dtype=jnp.int32), axis_name)
   count = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
   average = lambda x: fixed_tree_sum(x, valid=finite, axis_name=axis_name) / count
+  # In units of a power of two, exactly: squares of the largest and of the smallest floats are none.
+  largest = -_lowest(-jnp.abs(scores), finite, axis_name)
+  exponent = jnp.frexp(jnp.maximum(largest, jnp.finfo(jnp.float32).tiny))[1].astype(jnp.int32)
+  centred = jnp.ldexp(scores, -exponent)
   # Relative to the lowest, equal scores are exactly 0, and a large mean does not cancel.
-  centred = scores - _lowest(scores, finite, axis_name)
+  centred = centred - _lowest(centred, finite, axis_name)
   centred = centred - average(centred)
   variance = average(centred**2)
   standard = jnp.where(variance > 0, centred / jnp.sqrt(variance), 0)
@@ -284,7 +288,7 @@ def _doubled_ranks_of_bins(
 
 def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Probabilities, and logits less the largest of their row, in float32."""
-  if logits.ndim != 2:
+  if logits.ndim != 2 or not logits.shape[1]:
     raise ValueError(f"logits must be a matrix [n, c], got shape {logits.shape}")
   logits = logits.astype(jnp.float32)
   shifted = logits - jnp.max(logits, axis=1, keepdims=True)
@@ -293,7 +297,7 @@ def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _lowest(x: jax.Array, among: jax.Array, axis_name: AxisName) -> jax.Array:
-  lowest = jnp.min(jnp.where(among, x, jnp.inf))
+  lowest = jnp.min(jnp.where(among, x, jnp.inf), initial=jnp.inf)
   return lowest if axis_name is None else jax.lax.pmin(lowest, axis_name)
 
 
@@ -315,4 +319,6 @@ def _check_rows(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
     return jnp.ones(scores.shape, bool)
   if valid.shape != scores.shape:
     raise ValueError(f"valid has shape {valid.shape}, scores have {scores.shape}")
+  if valid.dtype != jnp.bool_:
+    raise ValueError(f"valid must be bool, got {valid.dtype}: compare it with something")
   return valid

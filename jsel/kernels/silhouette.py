@@ -142,7 +142,7 @@ def _sampled(x, labels, index, *, clusters, axis_name):
   labels = _of_clusters(labels, square, clusters)
   sizes = _sizes(labels, clusters, axis_name)
   own = label_of_picked(labels)
-  longest = jnp.max(jnp.where(labels >= 0, square, 0))
+  longest = jnp.max(jnp.where(labels >= 0, square, 0), initial=0.0)
   longest = longest if axis_name is None else lax.pmax(longest, axis_name)
   # No two rows are farther apart than twice the longest; tiny ones would leave no normal number.
   exponent = jnp.maximum(jnp.frexp(2 * jnp.sqrt(longest))[1].astype(jnp.int32), -110)
@@ -245,5 +245,7 @@ def _sizes(labels: jax.Array, clusters: int, axis_name: AxisName) -> jax.Array:
 
 def _check(x: jax.Array, labels: jax.Array) -> None:
   check_rows(x, None, None)
+  if not x.shape[0]:
+    raise ValueError(f"x must have rows to compare, got shape {x.shape}")
   if labels.shape != x.shape[:1] or labels.dtype != jnp.int32:
     raise ValueError(f"labels must be int32 [{x.shape[0]}], got {labels.dtype} {labels.shape}")

@@ -1,6 +1,7 @@
 """The subsampled randomized Hadamard transform: a random projection without a matrix of signs."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def _srht(key, x, *, dim, precision, axis_name):
   def add_block(index: jax.Array, y: jax.Array) -> jax.Array:
     start, _ = cut.span(index)
     block = jax.vmap(transform)(lax.dynamic_slice_in_dim(x, start, cut.size))
-    return lax.dynamic_update_slice_in_dim(y, block / np.sqrt(dim), start, axis=0)
+    return lax.dynamic_update_slice_in_dim(y, block / math.sqrt(dim), start, axis=0)
 
   y = varying(jnp.zeros((x.shape[0], dim), jnp.float32), axis_name)
   return lax.fori_loop(0, cut.count, add_block, y)

@@ -84,7 +84,7 @@ def highest_over(
     keys = lax.optimization_barrier(keys_of(arrays))
     mask = mask_of_highest(keys, eligible, jnp.int32(k), axis_name)
     ids, top, held = compact(mask, keys, k, axis_name)
-    found = jnp.arange(k) < held
+    found = jnp.arange(k, dtype=jnp.int32) < held
     if by_score:
       # ~x falls as x rises, without overflow; the sort is stable, so what was not found stays last.
       order = jnp.where(found, ~top, np.iinfo(np.int32).max)  # pyrefly: ignore
@@ -316,5 +316,5 @@ def count_before(count: jax.Array, axis_name: AxisName) -> jax.Array:
   if axis_name is None:
     return jnp.zeros_like(count)
   counts = lax.all_gather(count, axis_name)
-  before = jnp.arange(counts.shape[0]) < lax.axis_index(axis_name)
+  before = jnp.arange(counts.shape[0], dtype=jnp.int32) < lax.axis_index(axis_name)
   return jnp.where(before, counts, 0).sum(dtype=jnp.int32)

@@ -22,7 +22,7 @@ def map_tiles(
   """
   count = jax.tree.leaves(arrays)[0].shape[0]
   if axis_name is None and count % LEAVES:
-    return _map_blocks(function, arrays, blocks(count, max(TILE // width, 1), None))
+    return _map_blocks(function, arrays, blocks(count, max(TILE // max(width, 1), 1), None))
   leaves = LEAVES // axis_size(axis_name)
   if count % leaves:
     raise ValueError(_undivided(count * axis_size(axis_name)))
@@ -70,6 +70,7 @@ class Blocks(NamedTuple):
 
   def span(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where block ``index`` starts, and the first of its rows that no block before it has."""
+    index = jnp.asarray(index, jnp.int32)  # a loop's counter has 64 bits under jax_enable_x64
     start = index // self.per_leaf * self.leaf
     first = index % self.per_leaf * self.size
     return start + jnp.minimum(first, self.leaf - self.size), start + first

@@ -10,7 +10,7 @@ import numpy as np
 from jsel.kernels import threshold
 from jsel.kernels.random import row_gumbel
 from jsel.kernels.reduce import LEAVES, rounded
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.rows import AxisName, row_count, row_ids, rows
 
 
 class TopK(NamedTuple):
@@ -95,6 +95,8 @@ def top_k_mask(
   if is_traced and (k.shape != () or k.dtype != jnp.int32):
     raise ValueError(f"k must be an int or an int32 scalar, got {k.dtype}{k.shape}")
   _check(scores, valid, None if is_traced else k, axis_name, lowest=0)
+  if not scores.shape[0]:
+    return jnp.zeros(0, bool)
   # Few are found faster where it is known that they are few; the power of two, so that most of
   # the other k compile nothing.
   most = None if is_traced else 1 << max(int(k) - 1, 0).bit_length()
@@ -208,7 +210,8 @@ def penalized_top_k(
     A `TopK`; ``values`` are the penalised scores, float32.
 
   Raises:
-    ValueError: as `top_k`, if ``scores`` are integers, or ``usage`` is not int32 ``[n]``.
+    ValueError: as `top_k`, if ``scores`` are integers, ``usage`` is not int32 ``[n]``, or a
+      ``penalty`` on the host is not finite.
 
   Example:
     >>> penalized_top_k(jnp.array([3.0, 2.0]), jnp.array([4, 0]), 1, penalty=0.5).indices.tolist()
@@ -221,6 +224,8 @@ def penalized_top_k(
     raise ValueError(f"usage must be int32{scores.shape}, got {usage.dtype}{usage.shape}")
   if jnp.shape(penalty) != ():
     raise ValueError(f"penalty must be a scalar, got shape {jnp.shape(penalty)}")
+  if not isinstance(penalty, jax.Array) and not np.isfinite(penalty):
+    raise ValueError(f"penalty must be finite, got {penalty}: leave rows out by valid")
   penalty = jnp.asarray(penalty).astype(jnp.float32)
   return _penalized_top_k(
     scores, usage, penalty, valid, k=int(k), by_score=sorted, axis_name=axis_name
@@ -240,7 +245,7 @@ def _check(
 
 
 def _check_count(name: str, k: Any, local_count: int, axis_name: AxisName, lowest: int) -> None:
-  count = local_count * axis_size(axis_name)
+  count = row_count(local_count, axis_name)
   if axis_name is not None and count % LEAVES:
     raise ValueError(f"sharded rows must be a multiple of {LEAVES}, got {count}: use pad_rows")
   if not isinstance(k, (int, np.integer, type(None))):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import moments
-from jsel.kernels.rows import AxisName, axis_size, rows
+from jsel.kernels.rows import AxisName, axis_size, check_valid, rows
 from jsel.kernels.tiles import map_tiles
 
 Method = Literal["eigh", "subspace"]
@@ -81,8 +81,9 @@ def fit(
     Halko, Martinsson, Tropp, *Finding structure with randomness*, 2011,
     arXiv:0909.4061 (the subspace iteration).
   """
-  if x.ndim != 2:
-    raise ValueError(f"x must be a matrix [n, d], got shape {x.shape}")
+  if x.ndim != 2 or not x.shape[1]:
+    raise ValueError(f"x must be a matrix [n, d] with columns, got shape {x.shape}")
+  check_valid(valid, x.shape[0])
   known = x.shape[0] * axis_size(axis_name)
   if valid is not None and not isinstance(valid, jax.core.Tracer):
     known = int(valid.sum())
@@ -174,8 +175,8 @@ def apply(
   d = whitening.mean.shape[0]
   if x.ndim != 2 or x.shape[1] != d:
     raise ValueError(f"x must be [n, {d}] as the rows of the fit, got {x.shape}")
-  if valid is not None and valid.shape != x.shape[:1]:
-    raise ValueError(f"valid has shape {valid.shape}, x has {x.shape[0]} rows")
+  check_valid(valid, x.shape[0])
+  whitening = jax.tree.map(lambda array: array.astype(jnp.float32), whitening)
 
   def whiten(row: jax.Array) -> jax.Array:
     centred = row.astype(jnp.float32) - whitening.mean

@@ -68,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
   """The safetensors files of ``folder``, in order.
 
   Raises:
-    ValueError: if it is no folder, or a file is not there.
+    ValueError: if it is no folder, or a file is not there or not directly in it.
   """
   if not folder.is_dir():
     raise ValueError(
@@ -77,8 +77,10 @@ def weight_files(folder: Path) -> list[Path]:
   index = folder / "model.safetensors.index.json"
   names = ["model.safetensors"]
   if index.is_file():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
   for name in names:
+    if Path(name).name != name:
+      raise ValueError(f"{index} names {name!r}, which leads out of the folder: copy it again")
     if not (folder / name).is_file():
       raise ValueError(
         f"{folder} has no {name}: weights are read from safetensors alone, never from pickles"

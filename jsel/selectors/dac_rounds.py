@@ -7,6 +7,7 @@ from jsel.kernels import gather, kmeans, quotas, random, reduce, segments
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
 
+LARGEST = 1e30  # of a gap: more counts as that
 LOT_BITS = 20  # of a row's lot; above them stands how often it was planned
 
 
@@ -115,6 +116,7 @@ def dac_rounds(
     usable = batch.valid & jnp.isfinite(gap)
     label = gather.gather(state.rows["cluster"], batch.index, axis_name=axis_name)
     label = jnp.where(usable, label, -1)
+    gap = jnp.clip(gap, -LARGEST, LARGEST)  # sums stay finite, as log-weights have to
     columns = jnp.stack([jnp.where(usable, gap, 0), usable.astype(jnp.float32)], axis=1)
     total = segments.segment_sum(columns, label, clusters)
     learnt = {

@@ -66,9 +66,11 @@ def infobatch(
   def select(key, state, pool, step):
     loss, seen = state.rows["loss"], state.rows["seen"]
     count = lambda mask: reduce.count(mask, axis_name=axis_name)
-    total = reduce.fixed_tree_sum(loss, valid=seen, axis_name=axis_name)
-    mean = total / jnp.maximum(count(seen), 1).astype(jnp.float32)
-    small = seen & (loss < mean) & (step < first_full_step)
+    # One loss that is not finite would leave no mean; its row is not pruned.
+    known = seen & jnp.isfinite(loss)
+    total = reduce.fixed_tree_sum(loss, valid=known, axis_name=axis_name)
+    mean = total / jnp.maximum(count(known), 1).astype(jnp.float32)
+    small = known & (loss < mean) & (step < first_full_step)
     pruned_from = count(small)
     kept = pruned_from - jnp.floor(
       pruned_from.astype(jnp.float32) * jnp.float32(prune_probability)

@@ -65,9 +65,11 @@ def loss(
     smoothed, seen = state.rows["loss"], state.rows["seen"]
     ids = row_ids(seen.shape[0], axis_name)
     uniform = random.row_uniform(key, ids)
-    largest = jnp.max(jnp.where(seen, smoothed, 0))
+    largest = jnp.max(jnp.where(seen & jnp.isfinite(smoothed), smoothed, 0))
     if axis_name is not None:
       largest = jax.lax.pmax(largest, axis_name)
+    # A loss that is NaN comes last, and is planned where no other row is left.
+    smoothed = jnp.where(jnp.isnan(smoothed), -jnp.inf, smoothed)
     score = jnp.where(seen, smoothed, largest + 1 + uniform)
     greedy = topk.top_k_mask(score, rows - explored, valid=pool.valid, axis_name=axis_name)
     ticket = (random.row_uniform_int(key, ids, stream=1) >> 1).astype(jnp.int32)
@@ -95,6 +97,8 @@ def loss(
   def update(state, batch, feedback):
     old = gather.gather(state.rows["loss"], batch.index, axis_name=axis_name)
     seen = gather.gather(state.rows["seen"], batch.index, axis_name=axis_name)
+    # One that was not finite is forgotten, or its row would keep it for ever.
+    seen &= jnp.isfinite(old)
     mixed = reduce.rounded((1 - decay) * old) + reduce.rounded(decay * feedback["loss"])
     write = lambda x, values: scatter.scatter(
       x, batch.index, values, valid=batch.valid, axis_name=axis_name

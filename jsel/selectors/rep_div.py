@@ -239,10 +239,11 @@ def rep_div(
       return state
     old = gather.gather(state.rows["probability"], batch.index, axis_name=axis_name)
     seen = gather.gather(state.rows["seen"], batch.index, axis_name=axis_name)
-    new = feedback["probability"]
+    new = jnp.clip(feedback["probability"], 0, 1)
+    known = batch.valid & ~jnp.isnan(new)  # NaN says nothing of its row
     mixed = reduce.rounded((1 - probability_decay) * old) + reduce.rounded(probability_decay * new)
     write = lambda x, values: scatter.scatter(
-      x, batch.index, values, valid=batch.valid, axis_name=axis_name
+      x, batch.index, values, valid=known, axis_name=axis_name
     )
     columns = {
       **state.rows,

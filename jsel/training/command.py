@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 import jsel
 
 USERS_MISTAKE = 2
+# What Gloo and JAX's coordination service say of a peer whose connection is closed, or is silent.
+_GONE = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "Read timeout")
+_GONE += ("heartbeat",)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -22,7 +26,8 @@ def run_main(main: Callable[[list[str]], int], *, default_config: str) -> None:
 
   A ValueError that jsel raised itself, and any flag that does not parse, is the
   user's mistake: one line on stderr and exit code 2; so is a full or read-only disk.
-  Ctrl-C before there is anything to save ends with 130. Errors from elsewhere keep
+  Ctrl-C before there is anything to save ends with 130. Where another process of the run
+  is gone, the line says so and the exit code is 1. Errors from elsewhere keep
   their traceback.
   """
   logging.set_verbosity(logging.WARNING)
@@ -61,16 +66,41 @@ def _guarded(main: Callable[[list[str]], int], argv: list[str]) -> int:
     _fail(ValueError(f"unexpected argument {argv[1]!r}: options are --config.KEY=VALUE"))
   try:
     return main(argv)
-  except (ValueError, FloatingPointError) as error:
-    if not _raised_by_jsel(error):
-      raise
-    _fail(error)
-  except OSError as error:
-    if error.errno not in _FULL:
+  except Exception as error:
+    lost = _lost_process(error)
+    if lost:
+      _leave(lost)
+    is_mistake = isinstance(error, (ValueError, FloatingPointError)) and _raised_by_jsel(error)
+    is_full = isinstance(error, OSError) and error.errno in _FULL
+    if not is_mistake and not is_full:
       raise
     _fail(error)
   except KeyboardInterrupt:
     return 130
+
+
+def _lost_process(error: BaseException | None) -> str | None:
+  """What an error says of a process of the same run that is gone; None if it says nothing."""
+  if not jax.distributed.is_initialized():
+    return None
+  while error:
+    for line in str(error).splitlines():
+      if any(sign in line for sign in _GONE):
+        return line.strip()[:200]
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _leave(lost: str) -> NoReturn:
+  """Ends at once: on a usual exit JAX waits for all processes, and one will not come."""
+  print(
+    f"{Path(sys.argv[0]).name}: error: another process of this run is gone: the same command in"
+    f" every process goes on from the last checkpoint ({lost})",
+    file=sys.stderr,
+  )
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1)
 
 
 def _raised_by_jsel(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ def base_config() -> ConfigDict:
   config.keep_checkpoints = 2
   config.allow_data_change = False  # resume on data of another hash, as many rows of one shape
   config.eval_batch_size = 512
+  config.host_timeout = 100  # seconds; where a process of several is silent for so long, all end
   config.profile = False  # leave a trace of ten steps after warm-up in WORKDIR/profile
   config.compilation_cache = ""  # a folder (or gs:// address) where compiled programs are kept
 
@@ -107,5 +108,5 @@ def _options(model: type) -> dict[str, Any]:
 # What may change between a run and its resumption without changing what comes out.
 HARMLESS = ("log_every", "eval_batch_size", "keep_checkpoints", "checkpoint_every", "profile")
 HARMLESS += ("compilation_cache", "data.dir", "data.cache_dir", "workers", "threads", "read_ahead")
-HARMLESS += ("allow_data_change", "data.allow_other_pool")
+HARMLESS += ("allow_data_change", "data.allow_other_pool", "host_timeout")
 HARMLESS += ("pool.examples", "pool.input_shape", "pool.input_dtype", "pool.classes")

@@ -47,7 +47,7 @@ def plot_curves(workdir: os.PathLike[str] | str) -> epath.Path:
   title from summary.json and config.json. What is missing is left out.
 
   Raises:
-    ValueError: if metrics.jsonl is damaged, naming the line.
+    ValueError: if metrics.jsonl is damaged, naming the line, or another file is no JSON.
   """
   workdir = epath.Path(workdir)
   lines = read_metrics(workdir)
@@ -194,7 +194,10 @@ def _mark_missing(axes: Axes) -> None:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  try:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  except ValueError as error:
+    raise ValueError(f"{path} is no JSON ({error}): delete it, it is only for the title") from error
 
 
 def _column(lines: Sequence[Mapping[str, Any]], tag: str) -> list[Any]:

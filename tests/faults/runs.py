@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = ("--config.steps=120", "--config.selector.name=infobatch", "--config.log_every=5")
 OPTIONS += ("--config.checkpoint_every=4", "--config.eval_every=40")
-TIMES = {"wall_seconds", "examples_per_second", "selection_overhead_pct", "selection", "config"}
+TIMES = {"wall_seconds", "examples_per_second", "selection_overhead_pct"}
 
 
 def start(workdir, *options, prefix=()):
@@ -54,29 +54,39 @@ def plain(leaf):
   return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
-def outcome(workdir):
-  """What a run came to, without its times: its last state, its metrics and its exposure log."""
-  steps = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-  newest = max(steps, key=lambda path: int(path.name))  # others were set aside
-  about = json.loads((newest / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+def saved(workdir, step=None):
+  """What the checkpoint of ``step`` holds, or the newest one, without times."""
+  steps = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+  path = workdir / "checkpoints" / str(step or max(map(int, steps)))  # others were set aside
+  about = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Sharding info not provided")  # one device then and now
-    state = ocp.load(newest, checkpointable_name="state")
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  exposure = pyarrow.parquet.read_table(workdir / "exposure.parquet").to_pydict()
+    state = ocp.load(path, checkpointable_name="state")
   return {
-    "step": newest.name,
+    "step": path.name,
     "state": {name: plain(leaf).tobytes() for name, leaf in state.items()},
     "scalars": about["scalars"],
     "unlogged": about["metadata"]["unlogged"],
-    # What selection costs is measured, at another step after a resume.
-    "metrics": [
-      {tag: x for tag, x in line.items() if tag not in TIMES}
-      for line in lines
-      if "selection/share" not in line
-    ],
-    "exposure": {name: np.asarray(x).tobytes() for name, x in exposure.items()},
   }
+
+
+def logged(workdir):
+  """The metrics of a run, without times."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  # What selection costs is measured, at another step after a resume.
+  lines = [line for line in lines if "selection/share" not in line]
+  return [{tag: x for tag, x in line.items() if tag not in TIMES} for line in lines]
+
+
+def exposed(workdir):
+  """The exposure log of a run."""
+  exposure = pyarrow.parquet.read_table(workdir / "exposure.parquet").to_pydict()
+  return {name: np.asarray(x).tobytes() for name, x in exposure.items()}
+
+
+def outcome(workdir):
+  """What a run came to, without its times: its last state, its metrics and its exposure log."""
+  return {**saved(workdir), "metrics": logged(workdir), "exposure": exposed(workdir)}
 
 
 def one_line(text):

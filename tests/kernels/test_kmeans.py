@@ -93,6 +93,21 @@ def test_labels_in_doubt_are_those_of_float32(rng, doubtful):
   assert (rough != want).any() == (doubtful > 0)
 
 
+@pytest.mark.parametrize("doubtful", [0.05, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("among", [3, 6])
+def test_more_than_two_centers_in_doubt(rng, doubtful, among):
+  """Groups of centers that bfloat16 cannot tell apart and float32 can, and rows far from them."""
+  middle = 10 * rng.standard_normal((40 // among, 16))
+  centers = middle[:, None] + 0.03 * rng.standard_normal((len(middle), among, 16))
+  centers = centers.reshape(-1, 16).astype("f4")
+  own = np.where(rng.random(1000) < doubtful, rng.integers(0, len(centers), 1000), -1)
+  alone = 100 * np.eye(16, dtype="f4")
+  x = np.where(own[:, None] >= 0, centers[own], alone[rng.integers(0, 16, 1000)]).astype("f4")
+  labels = kmeans.assign(x, np.concatenate([centers, alone]), precision="bfloat16_3x")[0]
+  np.testing.assert_array_equal(np.asarray(labels)[own >= 0], own[own >= 0])
+  assert (np.asarray(labels)[own < 0] >= len(centers)).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_of_equal_centers_the_lowest_has_the_rows(blobs, precision):
   centers = np.concatenate([blobs[:5], blobs[:5]])
@@ -318,3 +333,48 @@ def test_mistakes_are_named(call, message):
 def test_sharded_rows_must_be_padded():
   with pytest.raises(ValueError, match="pad"):
     sharded(kmeans.assign, 2)(np.zeros((8, 2), "f4"), np.zeros((2, 2), "f4"))
+
+
+def test_one_far_center_does_not_blur_the_others(key):
+  x = np.array([[0.0], [1.0], [2.0], [1e9]], "f4")
+  np.testing.assert_array_equal(kmeans.assign(x, x)[0], np.arange(4))
+  assert float(kmeans.fit(x, kmeans.plus_plus(key, x, 4)).inertia) == 0
+
+
+def test_one_huge_weight_leaves_the_others_their_means():
+  x = np.array([[0.0], [1.0], [10.0], [12.0], [50.0]], "f4")
+  weights = np.array([1, 1, 1, 3, 3e38], "f4")
+  got = kmeans.fit(x, x[[0, 2, 4]], weights=weights).centers
+  np.testing.assert_allclose(got.ravel(), [0.5, 11.5, 50], rtol=1e-6)
+  assert len(np.unique(kmeans.parallel(jax.random.key(0), x, 5, weights=weights))) == 5
+  weights[4] = np.inf
+  infinite = kmeans.fit(x, x[[0, 2, 4]], weights=weights)
+  without = kmeans.fit(x, x[[0, 2, 4]], weights=weights, valid=np.arange(5) < 4)
+  np.testing.assert_array_equal(infinite.centers, without.centers)
+
+
+def optimum_in_one_dimension(x, k):
+  """Least cost of k clusters of numbers, by a programme: each is an interval of the sorted."""
+  x = np.sort(np.asarray(x, np.float64))
+  one, two = (np.concatenate([[0], np.cumsum(x**power)]) for power in (1, 2))
+  cost = lambda i, j: two[j] - two[i] - (one[j] - one[i]) ** 2 / (j - i)
+  best = np.array([0.0] + [np.inf] * len(x))
+  for _ in range(k):
+    best = np.array(
+      [0.0] + [min(best[i] + cost(i, j) for i in range(j)) for j in range(1, len(x) + 1)]
+    )
+  return best[-1]
+
+
+def test_no_start_is_below_the_optimum_and_the_best_reaches_it(rng):
+  apart = np.repeat([-40.0, -11, 0, 9, 60], [3, 20, 9, 15, 17]) + rng.standard_normal(64)
+  for x, reaches in ((apart, True), (rng.standard_normal(64), False)):
+    x = x.astype("f4")
+    optimum = optimum_in_one_dimension(x, 5)
+    costs = [
+      float(kmeans.fit(x[:, None], kmeans.plus_plus(jax.random.key(s), x[:, None], 5)).inertia)
+      for s in range(12)
+    ]
+    assert min(costs) >= optimum * (1 - 1e-5)  # rounding
+    if reaches:
+      assert min(costs) <= optimum * (1 + 1e-4)
