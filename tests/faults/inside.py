@@ -67,15 +67,16 @@ class Train:
 
   Args:
     patch: a `pytest.MonkeyPatch`.
+    on_step: called with the step that every dispatch ends at.
   """
 
-  def __init__(self, patch):
+  def __init__(self, patch, on_step=lambda step: None):
     with (  # of the same names as select.py's, which other tests import in this process
       unittest.mock.patch.object(config_flags, "DEFINE_config_file"),
       unittest.mock.patch.object(flags, "DEFINE_string"),
     ):
       self._module = importlib.import_module("train")
-    self._calls, self._devices = None, 1
+    self._calls, self._devices, self._told = None, 1, on_step
     self.dispatched = []  # where the dispatches of the last start ended
     make_mesh, make_runner = sharding.make_mesh, self._module.make_runner
     set_up, begin = self._module.make_setup, self._module.init_state
@@ -95,8 +96,8 @@ class Train:
         return states[key]
       return jax.tree.map(lambda leaf: leaf.copy(), states[key])  # it will be donated
 
-    def stopping_runner(*given, **options):
-      return _Stopping(make_runner(*given, **options), self._calls, self.dispatched)
+    def telling_runner(*given, **options):
+      return _Told(make_runner(*given, **options), self._on_step)
 
     patch.setitem(models.MODELS, "mlp", NormalizedMLP)
     patch.setattr(
@@ -108,7 +109,7 @@ class Train:
     patch.setattr(self._module, "plot_curves", lambda workdir: None)
     patch.setattr(self._module, "make_setup", make_setup)
     patch.setattr(self._module, "init_state", init_state)
-    patch.setattr(self._module, "make_runner", stopping_runner)
+    patch.setattr(self._module, "make_runner", telling_runner)
     patch.setattr(evaluate, "make_evaluation", keeping(evaluate.make_evaluation, 1))
     patch.setattr(streaming, "make_plan_ids", keeping(streaming.make_plan_ids, 0))
     patch.setattr(runners, "make_plan", keeping(runners.make_plan, 1))
@@ -122,17 +123,21 @@ class Train:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
       return self._module.train_and_evaluate(config, str(workdir))
 
+  def _on_step(self, step):
+    self.dispatched.append(step)
+    self._told(step)
+    if len(self.dispatched) == self._calls:
+      signal.raise_signal(signal.SIGTERM)
 
-class _Stopping:
-  """A runner that is told to stop after some calls, and notes where they end."""
 
-  def __init__(self, run, calls, ends):
-    self._run, self._calls, self._ends = run, calls, ends
+class _Told:
+  """A runner that tells where each of its dispatches ends."""
+
+  def __init__(self, run, on_step):
+    self._run, self._on_step = run, on_step
     self.warm_up, self.measure, self.close = run.warm_up, run.measure, run.close
 
   def __call__(self, *arguments):
     state, metrics, step = self._run(*arguments)
-    self._ends.append(step)
-    if len(self._ends) == self._calls:
-      signal.raise_signal(signal.SIGTERM)
+    self._on_step(step)
     return state, metrics, step
