@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jsel import data, selectors, sharding
 from jsel.data.normalize import normalizer
+from jsel.kernels.random import key_of_seed
 from jsel.selectors import Pool
 from jsel.training import checkpoint, collect, evaluate, outputs
 from jsel.training.config import HARMLESS
@@ -96,7 +97,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   # ---- Model, optimizer and selector ------------------------------------------------------------
 
   name = config.selector.name
-  model_key, selector_key, fit_key, step_key = jax.random.split(jax.random.key(config.seed), 4)
+  model_key, selector_key, fit_key, step_key = jax.random.split(key_of_seed(config.seed), 4)
   setup = make_setup(config, examples, mesh)
   budget, selector, learner = setup.budget, setup.selector, setup.learner
   total_steps, fit_step = budget.total_steps, config.selector.fit_step

@@ -7,6 +7,18 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
+def key_of_seed(seed: int) -> jax.Array:
+  """``jax.random.key(seed)``, and a ValueError for what is no seed.
+
+  >>> key_of_seed(2**64)
+  Traceback (most recent call last):
+  ValueError: a seed is an integer of at most 64 bits with its sign, got 18446744073709551616
+  """
+  if not -(2**63) <= seed < 2**63:
+    raise ValueError(f"a seed is an integer of at most 64 bits with its sign, got {seed}")
+  return jax.random.key(seed)
+
+
 def row_bits(key: jax.Array, ids: jax.Array, *, stream: int = 0) -> jax.Array:
   """64 random bits a row: Threefry-2x32 of the counter (``stream``, id).
 

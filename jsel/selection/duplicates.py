@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsel.kernels import kmeans, permutation
+from jsel.kernels.random import key_of_seed
 from jsel.selection.found import Found
 from jsel.selection.pool import Pool
 from jsel.selection.walk import block_rows
@@ -107,7 +108,7 @@ def label_cells(
   label = np.full(pool.size, -1, np.int32)
   if not rows.size:
     return label
-  sample_key, seed_key = jax.random.split(jax.random.key(seed))
+  sample_key, seed_key = jax.random.split(key_of_seed(seed))
   size = min(max(SAMPLE, 16 * k), rows.size)
   place = permutation.permute(sample_key, jnp.arange(size, dtype=jnp.int32), int(rows.size))
   sample = _take(pool, np.sort(rows[np.asarray(place)]))

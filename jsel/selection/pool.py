@@ -41,7 +41,7 @@ class Pool:
     self.parts, self.sha256 = parts, sha256
     self.size, self.width = sum(part.size for part in parts), parts[0].width
     if not self.size:
-      raise ValueError(f"{parts[0].path} has no rows: a pool needs at least one")
+      raise ValueError(f"{parts[0].path} has no rows: give at least one")
     for part in parts[1:]:
       if part.width != self.width:
         raise ValueError(

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jsel import sharding
+from jsel.kernels.random import key_of_seed
 from jsel.selection import checks, constraints, plan, subset, tasks
 from jsel.selection.answers import Answers
 from jsel.selection.constraints import Amount
@@ -142,7 +142,7 @@ def select(
     tokens = length[ranking.index] if unit == "tokens" and length is not None else None
     return subset.within(ranking, count, must.size, tokens=tokens, budget=budget, rows=rows)
 
-  key = jax.random.key(seed)
+  key = key_of_seed(seed)
   if by_task:
     requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
   else:

@@ -19,6 +19,7 @@ from jsel.data.digest import combined
 from jsel.data.encode import embeddings, encode
 from jsel.data.tokens import LENGTHS, Batch, bucketed, open_tokenizer
 from jsel.kernels import kmeans, permutation
+from jsel.kernels.random import key_of_seed
 from jsel.models.encoders import open_encoder, path_of
 from jsel.models.llama_weights import load_llama
 from jsel.selectors.cells import lottery, take_turns
@@ -54,7 +55,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
 
   # ---- Data -------------------------------------------------------------------------------------
 
-  data_key, cluster_key, pick_key = jax.random.split(jax.random.key(config.seed), 3)
+  data_key, cluster_key, pick_key = jax.random.split(key_of_seed(config.seed), 3)
   of_dac = config.method.name == "dac"
   kind, _, key = config.method.scorer.partition(":")
   found = instructions.read(config.data, reward=key if of_dac and kind == "column" else "")

@@ -71,6 +71,7 @@ def config_of(folder, **options):
     ({"pool": "empty.parquet"}, "empty.parquet has no rows"),
     ({"columns.embedding": "embeding"}, "did you mean 'embedding'"),
     ({"columns.source": "sorce"}, "did you mean 'source'"),
+    ({"seed": 2**64}, "at most 64 bits with its sign, got 18446744073709551616"),
     ({"budget": 0.0}, "the budget is 0.0 fraction"),
     ({"budget": 1.5}, "the budget is 1.5 fraction"),
     ({"budget": float("nan")}, "the budget is nan: give a number of fraction"),
