@@ -14,7 +14,7 @@ from jsel.kernels.tiles import map_tiles
 
 SAMPLED = 64  # centers whose median the others are taken relative to
 MOST = 2**24  # centers: their ids are compared as float32
-SHARES, PARTS = (1, 2, 4, 8), 16  # of a tile, decided anew; all of it where more are in doubt
+EIGHTHS = (1, 2, 3, 4)  # of the rows of a tile, that are decided anew; all where more are in doubt
 UNIT = 2.0**-24  # rounding of float32
 
 
@@ -28,10 +28,9 @@ def nearest(
 ) -> jax.Array:
   """``int32[n]``, ties to the lowest center; -1 where not ``usable`` or no center is finite.
 
-  With ``"bfloat16_3x"`` one bfloat16 product finds the nearest. Where what it rounded off could
-  have put another center first, the two that could be are compared in float32; where there are
-  more than two, a float32 product decides. So labels are those of float32 but for what its own
-  rounding leaves open, at the speed of bfloat16.
+  With ``"bfloat16_3x"`` one bfloat16 product finds the two nearest. Where what it rounded off
+  could have exchanged them, a float32 product decides: labels are those of float32, for a
+  product at the speed of bfloat16 and another of few rows.
   """
   k, d = centers.shape
   finite = jnp.isfinite(centers).all(axis=1)
@@ -48,47 +47,29 @@ def nearest(
     product = products.matmul(rows, shifted, precision=precision, transpose_b=True)
     return half_norm[None] - product
 
-  def refined(rows: jax.Array, score: jax.Array, usable: jax.Array) -> jax.Array:
-    """The label in float32, by Cauchy-Schwarz: where two lie farther apart, no order changes."""
+  def decide(rows: jax.Array) -> jax.Array:
+    return _lowest(scores(rows, "float32"))[0]
+
+  def in_doubt(rows: jax.Array, score: jax.Array, label: jax.Array, low: jax.Array) -> jax.Array:
+    """Whether float32 could have another order than the bfloat16 product, by Cauchy-Schwarz."""
     rough = _as_bfloat16(rows)
-    own = length(rows - rough) + UNIT * (d + 4) * length(rows)
-    # Of a row, of what is off in it and in the rounded center; 1.001 for the rounding of these.
-    scale = 1.001 * jnp.stack([own, length(rough), jnp.ones_like(own)], axis=1)
+    own = (length(rows - rough) + UNIT * (d + 4) * length(rows))[:, None]
     sums = UNIT * (d + 4) * jnp.max(center_length) ** 2
-    slack = jnp.stack([center_length, center_off, jnp.full(k, sums)])
-    longest = scale @ jnp.max(slack, axis=1)
-
-    def lower(score: jax.Array, scale: jax.Array, taken: list[jax.Array]) -> jax.Array:
-      """At most what float32 would have, of the centers that are not among ``taken``."""
-      least = score - (scale[:, :1] * slack[:1] + scale[:, 1:2] * slack[1:2] + scale[:, 2:] * sums)
-      ids = jnp.arange(k, dtype=jnp.int32)[None]
-      for label in taken:
-        least = jnp.where(ids == label[:, None], jnp.inf, least)
-      return least
-
-    def compared(arrays: tuple[jax.Array, ...]) -> jax.Array:
-      rows, score, scale, label, highest = arrays
-      second, _ = _lowest(lower(score, scale, [label]))
-      third = jnp.min(lower(score, scale, [label, second]), axis=1)
-      pair = jnp.stack([jnp.minimum(label, second), jnp.maximum(label, second)])
-      product = jnp.sum(rows[None] * shifted.at[pair].get(mode="clip"), axis=2)
-      first, last = half_norm.at[pair].get(mode="clip") - product
-      label = jnp.where(last < first, pair[1], pair[0])
-      decide = lambda arrays: _lowest(scores(arrays[0], "float32"))[0]
-      return _where_few(~(third > highest), label, (rows,), decide)
-
-    label, low = _lowest(score)
-    highest = low + longest
-    doubt = usable & ~(jnp.min(lower(score, scale, [label]), axis=1) > highest)
-    return _where_few(doubt, label, (rows, score, scale, label, highest), compared)
+    off = own * center_length[None] + length(rough)[:, None] * center_off[None] + sums
+    ids = jnp.arange(k, dtype=jnp.int32)[None]
+    others = jnp.min(jnp.where(ids == label[:, None], jnp.inf, score - 1.001 * off), axis=1)
+    longest = own[:, 0] * jnp.max(center_length) + length(rough) * jnp.max(center_off) + sums
+    return ~(others > low + 1.001 * longest)
 
   def tile(arrays: tuple[jax.Array, jax.Array]) -> jax.Array:
     x, usable = arrays
     rows = x.astype(jnp.float32) - shift[None]
-    if precision == "bfloat16_3x":
-      label = refined(rows, scores(rows, "bfloat16"), usable)
-    else:
+    if precision != "bfloat16_3x":
       label, _ = _lowest(scores(rows, precision))
+    else:
+      score = scores(rows, "bfloat16")
+      label, low = _lowest(score)
+      label = _where_few(usable & in_doubt(rows, score, label, low), label, rows, decide)
     return jnp.where(usable, label, -1)
 
   # A row takes itself, shifted and as bfloat16, and its scores.
@@ -136,13 +117,10 @@ def _lowest(score: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _where_few(
-  doubt: jax.Array,
-  label: jax.Array,
-  arrays: tuple[jax.Array, ...],
-  decide: Callable[[tuple[jax.Array, ...]], jax.Array],
+  doubt: jax.Array, label: jax.Array, rows: jax.Array, decide: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-  """``label``, replaced by ``decide(arrays)`` where in doubt; of no more rows than have to be."""
-  size = label.shape[0]
+  """``label``, replaced by ``decide(rows)`` where in doubt; of no more rows than have to be."""
+  size = rows.shape[0]
   position = jnp.cumsum(doubt, dtype=jnp.int32) - 1
 
   def some(capacity: int) -> jax.Array:
@@ -150,13 +128,12 @@ def _where_few(
     ids = ids.at[jnp.where(doubt, position, capacity)].set(
       jnp.arange(size, dtype=jnp.int32), mode="drop"
     )
-    few = tuple(array.at[ids].get(mode="clip") for array in arrays)
-    return label.at[ids].set(decide(few), mode="drop")
+    return label.at[ids].set(decide(rows.at[ids].get(mode="clip")), mode="drop")
 
-  capacities = [-(-size * part // PARTS) for part in SHARES]
+  capacities = [-(-size * eighths // 8) for eighths in EIGHTHS]
   choices = [functools.partial(some, capacity) for capacity in capacities]
   enough = jnp.sum(jnp.array(capacities) < position[-1] + 1)
-  return lax.switch(enough, [*choices, lambda: jnp.where(doubt, decide(arrays), label)])
+  return lax.switch(enough, [*choices, lambda: jnp.where(doubt, decide(rows), label)])
 
 
 def _as_bfloat16(x: jax.Array) -> jax.Array:

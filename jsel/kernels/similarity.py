@@ -9,7 +9,6 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels import precision as products
-from jsel.kernels.best_so_far import best_so_far
 from jsel.kernels.precision import Precision
 from jsel.kernels.rows import AxisName, row_count, rows
 from jsel.kernels.threshold import LOWEST, from_keys, sorted_top_k, to_keys
@@ -51,9 +50,9 @@ def best_matches(
 
   .. math:: \text{top-count}_i \; \langle x_i, q_j \rangle \quad \text{for each } j
 
-  Rows of length 1 make these cosines. The pool is streamed, ``tile`` rows at a
-  time: what has a product above the last of its query's best is merged into them,
-  on a CPU not before there is much of it. ``n x q`` is never held.
+  Rows of length 1 make these cosines. The pool is streamed: products are merged
+  into the best so far ``tile`` rows at a time, and not where no product of the
+  tile is above the last of its query's best. ``n x q`` is never held.
 
   Sharding: rows may be split over ``axis_name``; costs a gather of ``[q, count]``
   values and ids of each device, and holds those of all. Rows are multiplied
@@ -129,12 +128,25 @@ def _best_matches(x, queries, valid, *, count, tile, precision, axis_name):
       eligible &= lax.dynamic_slice_in_dim(valid, start, cut.size)
     return to_keys(product, jnp.broadcast_to(eligible[None], product.shape)), offset + row
 
-  def tile_keys(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def step(carry: tuple[jax.Array, jax.Array], index: jax.Array):
+    best, ids = carry
     block_ids = index * per_step + jnp.arange(per_step, dtype=jnp.int32)
     keys, row = lax.map(block_keys, block_ids)
-    return jnp.moveaxis(keys, 0, 1).reshape(q, -1), row.reshape(-1)
+    keys, row = jnp.moveaxis(keys, 0, 1).reshape(q, -1), row.reshape(-1)
 
-  best, ids = best_so_far(tile_keys, steps, (q, held), axis_name)
+    def merge(best: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+      # The best so far come first: of lower ids, they win ties by their position.
+      best, position = sorted_top_k(jnp.concatenate([best, keys], axis=1), held)
+      old = jnp.take_along_axis(ids, jnp.minimum(position, held - 1), axis=1)
+      return best, jnp.where(position < held, old, row[jnp.maximum(position - held, 0)])
+
+    rises = jnp.any(jnp.max(keys, axis=1) > best[:, -1])
+    return lax.cond(rises, merge, lambda best, ids: (best, ids), best, ids), None
+
+  start = jnp.full((q, held), LOWEST), jnp.full((q, held), -1, jnp.int32)
+  if axis_name is not None:
+    start = lax.pcast(start, axis_name, to="varying")
+  (best, ids), _ = lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
   if axis_name is not None:
     gather = lambda part: lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying")
     # In the order of the devices, so position still breaks ties by id.
