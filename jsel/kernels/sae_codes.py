@@ -185,7 +185,8 @@ def unexplained(
 
   Returns:
     ``float32[]``: 0 is perfect, 1 no better than the mean. Where rows do not
-    vary, 0 or infinity. Rows with a NaN or an infinity count as zeros.
+    vary, 0 or infinity. Rows with a NaN or an infinity count as zeros; of codes
+    with one it is no number.
 
   Raises:
     ValueError: if shapes do not fit each other.
@@ -209,7 +210,7 @@ def unexplained(
 
   arrays = pad_to_leaves((x, codes, valid), axis_name)
   missed, variance = fixed_tree_map_sum(squares, arrays, axis_name=axis_name)
-  without_variance = jnp.where(missed > 0, jnp.float32(jnp.inf), 0)
+  without_variance = jnp.where(missed == 0, 0, missed * jnp.float32(jnp.inf))
   return jnp.where(variance > 0, missed / jnp.where(variance > 0, variance, 1), without_variance)
 
 
