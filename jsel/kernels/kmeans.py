@@ -77,9 +77,10 @@ def fit(
   center by more than rounding, as when there are fewer distinct rows than centers.
 
   Sharding: rows may be split over ``axis_name``; costs a sum of three ``[k, d]``
-  integers over it an iteration. Bitwise the same on any device count, for n a
-  multiple of 512: rows are worked on in tiles of n / 512 or fewer. Other n are
-  cut into fewer and larger tiles. No tile takes more than 16 MB.
+  integers over it an iteration, with weights a maximum of ``[k]`` too. Bitwise
+  the same on any device count, for n a multiple of 512: rows are worked on in
+  tiles of n / 512 or fewer. Other n are cut into fewer and larger tiles. No tile
+  takes more than 16 MB.
 
   Args:
     x: ``[n, d]`` rows of any real dtype.

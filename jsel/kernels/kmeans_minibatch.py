@@ -59,7 +59,7 @@ def update(
   shrink as its weight grows; to follow rows that change, lower ``weight``.
 
   Sharding: rows may be split over ``axis_name``; costs what `jsel.kernels.segments.segment_sum`
-  does. Bitwise the same on any device count, for n a multiple of 512.
+  does and a maximum of ``[k]``. Bitwise the same on any device count, for n a multiple of 512.
 
   Args:
     state: of `init` or `update`, the same on every device.

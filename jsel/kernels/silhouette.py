@@ -142,7 +142,7 @@ def _sampled(x, labels, index, *, clusters, axis_name):
   labels = _of_clusters(labels, square, clusters)
   sizes = _sizes(labels, clusters, axis_name)
   own = label_of_picked(labels)
-  longest = jnp.max(jnp.where(labels >= 0, square, 0), initial=0.0)
+  longest = jnp.max(jnp.where(labels >= 0, square, 0))
   longest = longest if axis_name is None else lax.pmax(longest, axis_name)
   # No two rows are farther apart than twice the longest; tiny ones would leave no normal number.
   exponent = jnp.maximum(jnp.frexp(2 * jnp.sqrt(longest))[1].astype(jnp.int32), -110)

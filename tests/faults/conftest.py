@@ -1,10 +1,10 @@
 """Options of the fault injection, and the report of what was injected and survived."""
 
-import fcntl
 import json
-import pathlib
 
 import pytest
+
+from tests.counts import leave
 
 
 def pytest_addoption(parser):
@@ -26,13 +26,6 @@ def report(request):
     counts = {"injected": injected, "survived": survived, **more}
     print(f"{request.node.name}: {json.dumps(counts)}")
     path = request.config.getoption("--faults-report", default="")
-    if not path:
-      return
-    with open(pathlib.Path(path), "a+", encoding="utf-8") as file:
-      fcntl.flock(file, fcntl.LOCK_EX)  # tests of several workers write to it
-      file.seek(0)
-      found = json.loads(file.read() or "{}") | {request.node.name: counts}
-      file.truncate(0)
-      json.dump(found, file, indent=2)
+    leave(path, request.node.name, counts)
 
   return count

@@ -1,12 +1,11 @@
 """How many inputs are drawn for a test, and the report of what was tried, answered and refused."""
 
 import collections
-import fcntl
-import json
-import pathlib
 
 import hypothesis
 import pytest
+
+from tests.counts import leave
 
 SHORT = 8  # draws a test in the short form, which CI runs
 
@@ -38,12 +37,4 @@ def tally(request):
   """Counts of this test: ``tally["answered"] += 1``."""
   counts = collections.Counter()
   yield counts
-  path = request.config.getoption("--inputs-report", default="")
-  if not path:
-    return
-  with open(pathlib.Path(path), "a+", encoding="utf-8") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # tests of several workers write to it
-    file.seek(0)
-    found = json.loads(file.read() or "{}") | {request.node.name: counts}
-    file.truncate(0)
-    json.dump(found, file, indent=2)
+  leave(request.config.getoption("--inputs-report", default=""), request.node.name, counts)
