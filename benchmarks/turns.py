@@ -37,9 +37,13 @@ class Times(NamedTuple):
 
 
 def take_turns(
-  contenders: list[Contender], *, repeats: int, seconds: float
+  contenders: list[Contender], *, repeats: int, seconds: float, rest: float = 0.0
 ) -> tuple[dict[str, Times], dict[str, Any]]:
   """Each works once, apart; then all in turns, ``repeats`` times, or while ``seconds`` last.
+
+  With a ``rest``, nothing is done for so many seconds before a turn, until the threads of the one
+  before no longer wait for work in a loop, which on two cores takes one of them; then the work is
+  done once untimed, since what has rested starts slowly.
 
   Returns:
     The times by name, and each one's first result.
@@ -54,8 +58,11 @@ def take_turns(
   for turn in range(repeats):
     if turn >= min(3, repeats) and time.perf_counter() - began > seconds:
       break
-    # Nobody always follows the same one, whose threads may still be spinning.
+    # Nobody always follows the same one.
     for contender in contenders if turn % 2 else contenders[::-1]:
+      if rest:
+        time.sleep(rest)
+        contender.finish(contender.work())
       begin = time.perf_counter()
       contender.finish(contender.work())
       turns[contender.name].append(time.perf_counter() - begin)

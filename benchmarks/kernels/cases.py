@@ -20,6 +20,7 @@ from benchmarks.turns import Contender, take_turns
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+REST = 0.3  # seconds before a turn
 PEERS = ("torch", "faiss-cpu", "scikit-learn", "scipy")
 
 
@@ -81,7 +82,8 @@ def measure(case: Case, *, smoke: bool, repeats: int, seconds: float) -> dict[st
   """
   sizes = case.smoke if smoke else case.sizes
   work = case.make(**sizes)
-  times, results = take_turns([work.jsel, *work.peers], repeats=repeats, seconds=seconds)
+  limits = {"repeats": repeats, "seconds": seconds, "rest": 0.0 if smoke else REST}
+  times, results = take_turns([work.jsel, *work.peers], **limits)
   errors = {name: float(work.error(name, result)) for name, result in results.items()}
   error = errors[work.jsel.name]
   assert error <= case.most_error, f"{work.jsel.name}: error {error:.3g} > {case.most_error:g}"

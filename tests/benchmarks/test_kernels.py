@@ -98,6 +98,14 @@ def test_turns_alternate_and_end_in_time():
   assert len(times["a"].turns) == 3
 
 
+def test_who_has_rested_works_once_untimed():
+  said = []
+  one = Contender("a", lambda: said.append("a"), "", lambda result: result)
+  times, _ = take_turns([one], repeats=4, seconds=1e9, rest=1e-3)
+  assert len(times["a"].turns) == 4
+  assert len(said) == 1 + 2 * 4
+
+
 def test_the_page_is_what_the_results_say():
   page = (run.ROOT / "BENCHMARKS.md").read_text()
   parts = {"kernels": report.text(report.read(cases.RESULTS)), **report.sections(cases.RESULTS)}
