@@ -15,6 +15,7 @@ from benchmarks import (
   subset_speed,
   subset_transfer,
 )
+from benchmarks.glosses import ENCODER
 from benchmarks.machine import machines_of
 
 
@@ -52,23 +53,23 @@ def accuracy(result: dict[str, Any]) -> str:
 
 
 def transfer(result: dict[str, Any]) -> str:
-  """How much of a subset comes from the source of its queries."""
-  seeds = len({run["seed"] for run in result["runs"]})
-  return "\n\n".join(
-    (
-      "### What queries of one source bring",
-      f"`python -m benchmarks.subset_transfer` ({machines_of(result)})",
-      f"Natural Instructions as in BIG-bench, a slice of at most {result['rows_a_source']} of each"
-      f" of {result['sources']} subtasks ({result['rows']:,} rows of {result['rows_there']:,}),"
-      f" inputs cut at {result['cut_at']} tokens ({100 * result['cut']:.0f} % were longer), the"
-      f" definition and the target left out. {result['queries']} queries of one subtask, a budget"
-      f" of {100 * result['budget']:g} %: the share that comes from that subtask and from all"
-      f" subtasks of its corpus ({result['groups']} corpora), mean and 95 % interval over subtasks,"
-      f" each the mean of {seeds} draws of queries. crds_r has all 7 hidden states of"
-      " MiniLM, the others the last.",
-      subset_transfer.table(result["runs"]),
-    )
-  )
+  """How much of a subset comes from the source of its queries, an encoder after the other."""
+  parts = ["### What queries of one source bring"]
+  for encoder, found in result.items():
+    command = "" if encoder == ENCODER else f" --encoder={encoder} --rows={found['rows_a_source']}"
+    parts += [
+      f"`python -m benchmarks.subset_transfer{command}` ({machines_of(found)})",
+      f"Natural Instructions as in BIG-bench, a slice of at most {found['rows_a_source']} of each"
+      f" of {found['sources']} subtasks ({found['rows']:,} rows of {found['rows_there']:,}),"
+      f" inputs cut at {found['cut_at']} tokens ({100 * found['cut']:.0f} % were longer), the"
+      f" definition and the target left out. {found['queries']} queries of one subtask, a budget"
+      f" of {100 * found['budget']:g} %: the share that comes from that subtask and from all"
+      f" subtasks of its corpus ({found['groups']} corpora), mean and 95 % interval over subtasks,"
+      f" each the mean of {found['seeds']} draws of queries. crds_r has {found['layers']} hidden"
+      f" states of {encoder}, the others the last.",
+      subset_transfer.table(found["runs"]),
+    ]
+  return "\n\n".join(parts)
 
 
 def sensitivity(result: dict[str, Any]) -> str:

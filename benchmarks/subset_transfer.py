@@ -1,13 +1,15 @@
 """Whether queries of one source bring the rows of that source: Natural Instructions' subtasks.
 
     python -m benchmarks.subset_transfer --folder=DIR
+    python -m benchmarks.subset_transfer --folder=DIR --encoder=SmolLM2-135M-Instruct --rows=33
 
 DIR is natural_instructions/ of the BIG-bench archive (pip download --no-deps --no-clean
 bigbench==1.0.0). A slice of at most 250 rows of each of its 61 subtasks is the pool, its inputs cut
 at 128 tokens and embedded by all-MiniLM-L6-v2: for crds_r all its hidden states, for the others the
-last. For each subtask 8 rows of its own are queries and cannot be taken; each method takes 3.5 % of
-the rest. Counted is the share that comes from the subtask of the queries, or from all subtasks made
-of the same corpus, also as a share of the largest that was possible.
+last; or by a causal model, for crds_r its last 18 layers. For each subtask 8 rows of its own are
+queries and cannot be taken; each method takes 3.5 % of the rest. Counted is the share that comes
+from the subtask of the queries, or from all subtasks made of the same corpus, also as a share of
+the largest that was possible.
 
 Leaves benchmarks/results/subset_transfer.json: numbers alone, no text.
 """
@@ -33,15 +35,26 @@ PATH = RESULTS / "subset_transfer.json"
 BUDGET = 0.035
 QUERIES = 8
 CUT = 128  # tokens of an input
-# Name, method, layers, constants.
-CASES: list[tuple[str, str, int, dict[str, Any]]] = [
-  ("random", "random", 1, {}),
-  ("rds", "rds", 1, {}),
-  ("crds_w", "crds_w", 1, {}),
-  ("crds_w, shrinkage 1", "crds_w", 1, {"shrinkage": 1.0}),
-  ("crds_r", "crds_r", 7, {"layers": 7}),
-  ("crds_r, layers of equal length", "crds_r", 7, {"layers": 7, "normalize_layers": True}),
-]
+# Encoders, and the layers that crds_r takes of them.
+ENCODERS = {glosses.ENCODER: glosses.LAYERS, "SmolLM2-135M-Instruct": tuple(range(-18, 0))}
+Case = tuple[str, str, int, dict[str, Any]]  # name, method, layers, constants
+
+
+def cases(layers: int) -> list[Case]:
+  """What is compared, for an encoder that gives so many layers."""
+  return [
+    ("random", "random", 1, {}),
+    ("rds", "rds", 1, {}),
+    ("crds_w", "crds_w", 1, {}),
+    ("crds_w, shrinkage 1", "crds_w", 1, {"shrinkage": 1.0}),
+    ("crds_r", "crds_r", layers, {"layers": layers}),
+    (
+      "crds_r, layers of equal length",
+      "crds_r",
+      layers,
+      {"layers": layers, "normalize_layers": True},
+    ),
+  ]
 
 
 class Texts(NamedTuple):
@@ -96,11 +109,11 @@ def shares(
   layers: np.ndarray,
   source: np.ndarray,
   group: np.ndarray,
-  case: tuple[str, str, int, dict[str, Any]],
+  case: Case,
   *,
   asked: int,
   seed: int,
-  all_layers: int = len(glosses.LAYERS),
+  all_layers: int,
 ) -> dict[str, Any]:
   """What ``case`` takes for queries of the source ``asked``.
 
@@ -108,7 +121,7 @@ def shares(
     layers: ``[n, all_layers * d]`` pooled hidden states, one after another.
     source: ``[n]``.
     group: ``[n]``.
-    case: of `CASES`.
+    case: of `cases`.
     asked: a source.
     seed: of the queries and of the method.
     all_layers: of ``layers``.
@@ -187,7 +200,8 @@ def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
   found = read(Path(given.folder), given.rows)
-  encoder = open_encoder(glosses.ENCODER, layers=glosses.LAYERS, max_length=CUT)
+  taken = ENCODERS[given.encoder]
+  encoder = open_encoder(given.encoder, layers=taken, max_length=CUT)
   encode(found.texts, encoder, cache_dir=given.cache)
   cache = EmbeddingCache(given.cache, encoder=encoder.name, width=encoder.width)
   layers, length = cache.read(text_keys(found.texts))
@@ -195,21 +209,26 @@ def main(argv: list[str]) -> None:
     **{"rows": len(layers), "rows_there": found.there, "sources": len(found.sources)},
     **{"groups": len(found.groups), "rows_a_source": given.rows, "cut_at": CUT},
     **{"cut": float((length > CUT).mean()), "budget": BUDGET, "queries": QUERIES},
+    **{"layers": len(taken), "seeds": given.seeds},
     **{"machine": machine(), "machine_shared": given.shared},
   }
+  kept = json.loads(PATH.read_text()) if PATH.exists() else {}
   runs = []
-  for case in CASES:
+  for case in cases(len(taken)):
     for seed in range(given.seeds):
       for asked in range(len(found.sources)):
-        runs.append(shares(layers, found.source, found.group, case, asked=asked, seed=seed))
-    PATH.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+        options = {"asked": asked, "seed": seed, "all_layers": len(taken)}
+        runs.append(shares(layers, found.source, found.group, case, **options))
     print(f"{case[0]}: {percent(by_source(runs, case[0], 'of_source'))}", flush=True)
+  kept[given.encoder] = about | {"runs": runs}
+  PATH.write_text(json.dumps(kept, indent=1) + "\n")
   print(table(runs))
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("folder", "~/.cache/jsel/natural_instructions", "Of the subtasks.")
   flags.DEFINE_string("cache", glosses.CACHE, "Folder of embeddings, outside of the repository.")
+  flags.DEFINE_enum("encoder", glosses.ENCODER, list(ENCODERS), "Of the inputs.")
   flags.DEFINE_integer("rows", 250, "Of each subtask, at the most.")
   flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...: draws of queries.")
   flags.DEFINE_bool("shared", False, "Others use the machine: seconds are no measure.")

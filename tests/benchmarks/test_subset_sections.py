@@ -32,9 +32,13 @@ def folder(tmp_path):
       **{"probe_accuracy": 0.5, "not_run": {"crds_r, rows": "hidden states"}},
     },
     "subset_transfer": {
-      **{"rows_a_source": 5, "sources": 2, "rows": 10, "rows_there": 99, "groups": 1},
-      **{"cut_at": 128, "cut": 0.25, "queries": 8, "budget": 0.035},
-      "runs": [{"case": "rds", "source": s, "seed": 0, **share} for s in range(2)],
+      encoder: {
+        **{"rows_a_source": 5, "sources": 2, "rows": 10, "rows_there": 99, "groups": 1},
+        **{"cut_at": 128, "cut": 0.25, "queries": 8, "budget": 0.035, "layers": 7, "seeds": 1},
+        "runs": [{"case": "rds", "source": s, "seed": 0, **share} for s in range(2)],
+        **ABOUT,
+      }
+      for encoder in ("all-MiniLM-L6-v2", "another")
     },
     "sensitivity_error": {
       **{"rows": 700, "coefficient_of_variation": 1.2, "bound": [bound | {"delta": 0.1}]},
@@ -66,7 +70,8 @@ def folder(tmp_path):
   }
   assert results.keys() == subset_sections.SECTIONS.keys()
   for name, result in results.items():
-    (tmp_path / f"{name}.json").write_text(json.dumps(result | ABOUT))
+    about = {} if name == "subset_transfer" else ABOUT  # it has them for each encoder
+    (tmp_path / f"{name}.json").write_text(json.dumps(result | about))
   return tmp_path
 
 

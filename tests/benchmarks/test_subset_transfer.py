@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import subset_transfer
 
-CASE = {case[0]: case for case in subset_transfer.CASES}
+LAYERS = 7
+CASE = {case[0]: case for case in subset_transfer.cases(LAYERS)}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def pool():
 
 @pytest.mark.parametrize("name", CASE)
 def test_what_comes_from_the_source_of_the_queries(pool, name):
-  found = subset_transfer.shares(*pool, CASE[name], asked=1, seed=0)
+  found = subset_transfer.shares(*pool, CASE[name], asked=1, seed=0, all_layers=LAYERS)
   assert found["taken"] == round(subset_transfer.BUDGET * 1192)
   assert found["most_of_source"] == found["most_of_group"] == 1
   assert found["of_group"] >= found["of_source"]
@@ -35,7 +36,7 @@ def test_what_comes_from_the_source_of_the_queries(pool, name):
 
 def test_the_largest_share_leaves_out_the_queries(pool, monkeypatch):
   monkeypatch.setattr(subset_transfer, "BUDGET", 0.5)
-  found = subset_transfer.shares(*pool, CASE["rds"], asked=1, seed=0)
+  found = subset_transfer.shares(*pool, CASE["rds"], asked=1, seed=0, all_layers=LAYERS)
   assert found["most_of_source"] == pytest.approx(232 / 596)
   assert found["most_of_group"] == pytest.approx(472 / 596)
   assert found["of_source"] <= found["most_of_source"]
