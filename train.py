@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jsel import data, selectors, sharding
 from jsel.data.normalize import normalizer
+from jsel.data.vocabulary import vocabulary
 from jsel.kernels.random import key_of_seed
 from jsel.selectors import Pool
 from jsel.training import checkpoint, collect, evaluate, outputs
@@ -86,6 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     dataset.classes,
     normalizer(dataset),
     weighted=dataset.weights is not None,
+    vocabulary=vocabulary(dataset),
   )
   reading = {"threads": config.threads, "ahead": config.read_ahead}
   eval_options = {"batch_size": config.eval_batch_size // mesh.size * mesh.size, "mesh": mesh}

@@ -24,6 +24,7 @@ from jsel.compiled.account import Account, account_memory, compile_program
 from jsel.compiled.machines import Machine, machine
 from jsel.compiled.programs import make_run
 from jsel.compiled.shares import traffic
+from jsel.data.token_rows import is_tokens
 from jsel.training.outputs import config_dict, write_json
 from jsel.training.setup import Examples
 
@@ -150,7 +151,7 @@ def examples_of(config: ConfigDict, count: str | None) -> Examples:
       raise ValueError(f"--pool={count} must be a whole number of examples, such as 1e9")
   sharding.padded_size(size)  # or too many
   # Any mean and deviation: those of the data are constants of the program as these are.
-  normalize = lambda x: (x.astype(np.float32) / 255 - 0.5) * 4
+  normalize = lambda x: x if is_tokens(dtype) else (x.astype(np.float32) / 255 - 0.5) * 4
   return Examples(size, shape, dtype, classes, normalize, weighted)
 
 

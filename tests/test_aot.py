@@ -25,6 +25,7 @@ from jsel.training.config import base_config
 from jsel.training.setup import make_setup, pool_shapes
 from jsel.training.state import Keys, init_state
 from jsel.training.streaming import ON_DEVICE
+from tests import tiny_bert
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -159,6 +160,29 @@ def test_a_described_pool_is_taken_as_it_is_described():
   config.pool.classes = 0
   with pytest.raises(ValueError, match=r"pool\.classes=0 are what the pool is like"):
     aot.examples_of(config, None)
+
+
+def test_an_encoder_is_known_by_its_sizes_and_what_is_frozen_has_no_optimizer(tmp_path):
+  for package in ("safetensors", "tokenizers"):
+    pytest.importorskip(package, reason="pip install 'jsel[text]'")
+  folder = tiny_bert.write(tmp_path / "tiny")
+  (folder / "model.safetensors").unlink()
+  report = report_of(
+    pool__examples=2000,
+    pool__input_shape=(9,),
+    pool__input_dtype="int32",
+    pool__classes=3,
+    model__name="fine_tuned_bert",
+    model__fine_tuned_bert__encoder=str(folder),
+    model__fine_tuned_bert__train_layers=1,
+  )
+  assert report["fits"]
+  layer = 16 * 48 + 48 + 16 * 16 + 16 + 2 * 16 * 24 + 24 + 16 + 4 * 16
+  trained, words = layer + 16 * 3 + 3, (204 + 64 + 2 + 2) * 16
+  assert report["parameters"] == trained
+  assert report["memory"]["parameters"] == 4 * (trained + layer + words)
+  # Two moments each, and counts.
+  assert 0 <= report["memory"]["optimizer"] - 8 * trained < 64
 
 
 def test_what_does_not_fit_says_what_to_change(capsys):

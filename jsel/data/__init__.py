@@ -40,6 +40,7 @@ ARRAYS = {
   "digits": digits.read,
   "fashion_mnist": fashion_mnist.read,
   "wordnet": glosses.read,
+  "wordnet_tokens": glosses.read_tokens,
 }
 ROWS = {
   "array_record": array_record.open_rows,

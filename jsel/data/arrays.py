@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jsel.data.token_rows import check_tokens, is_tokens
+
 # Rows looked at together: a memory-mapped file larger than memory is read in pieces.
 BLOCK_ROWS = 8192
 
@@ -12,7 +14,8 @@ BLOCK_ROWS = 8192
 class Split(NamedTuple):
   """Examples and their classes; a row's id is its position."""
 
-  inputs: np.ndarray  # [n, d] float32 features, or [n, h, w, c] uint8 or float32 images
+  # [n, d] float32 features, [n, h, w, c] uint8 or float32 images, or [n, l] int32 token ids
+  inputs: np.ndarray
   labels: np.ndarray  # [n] int32 in [0, classes)
 
 
@@ -25,7 +28,7 @@ class Dataset(NamedTuple):
   classes: int
   name: str  # "digits", "fashion_mnist", ...
   source: str  # where the rows came from, for people
-  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
+  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; else 1
   sha256: str  # of shapes, dtypes and bytes of all inputs and labels in their order
   weights: np.ndarray | None = None  # [n] float32 of the losses of train, of mean 1; None: all 1
   source_rows: np.ndarray | None = None  # [n] of train, in the source; None: all of it in order
@@ -36,14 +39,15 @@ def checked(inputs: np.ndarray, labels: np.ndarray, *, what: str, classes: int =
 
   Args:
     inputs: ``[n, d]`` float32 features, ``[n, h, w]`` or ``[n, h, w, c]`` uint8 images, or float32
-      images in [0, 1]. A missing channel axis is added.
+      images in [0, 1], to which a missing channel axis is added, or ``[n, l]`` int32 token ids,
+      -1 for the padding after them.
     labels: ``[n]`` of any integer dtype.
     what: what the messages call these rows, e.g. "train.npz".
     classes: labels must be below it; 0 leaves them unbounded.
 
   Raises:
     ValueError: for a wrong dtype, shape or length, an empty set, a label out of range, NaN or
-      Inf in features, or float pixels outside of [0, 1].
+      Inf in features, float pixels outside of [0, 1], or rows that are no texts.
 
   >>> checked(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), what="mine").inputs.shape
   (2, 8, 8, 1)
@@ -58,7 +62,7 @@ def checked(inputs: np.ndarray, labels: np.ndarray, *, what: str, classes: int =
     raise ValueError(
       f"{what}: {len(inputs)} inputs but {len(labels)} labels: give one label for every row"
     )
-  if inputs.dtype == np.float32:
+  if inputs.dtype != np.uint8:
     check_values(inputs, what=what)
   return Split(inputs, labels)
 
@@ -72,14 +76,16 @@ def row_shape(shape: tuple[int, ...], dtype: np.dtype, *, what: str) -> tuple[in
   >>> row_shape((2, 8, 8), np.dtype(np.uint8), what="mine")
   (8, 8, 1)
   """
-  if dtype not in (np.uint8, np.float32):
+  if dtype not in (np.uint8, np.float32, np.int32):
     raise ValueError(
-      f"{what}: inputs have dtype {dtype}: save features as float32 and images as uint8"
+      f"{what}: inputs have dtype {dtype}: save features as float32, images as uint8 and token ids"
+      " as int32"
     )
-  if len(shape) not in (2, 3, 4) or (len(shape) == 2 and dtype == np.uint8):
+  axes = {np.dtype(np.uint8): (3, 4), np.dtype(np.float32): (2, 3, 4), np.dtype(np.int32): (2,)}
+  if len(shape) not in axes[np.dtype(dtype)]:
     raise ValueError(
       f"{what}: inputs have shape {shape} and dtype {dtype}: expected features "
-      "[n, d] in float32 or images [n, h, w] or [n, h, w, c] in uint8"
+      "[n, d] in float32, images [n, h, w] or [n, h, w, c] in uint8 or token ids [n, l] in int32"
     )
   if 0 in shape:
     raise ValueError(f"{what}: inputs of shape {shape} are empty: give at least one row")
@@ -111,10 +117,13 @@ def checked_labels(labels: np.ndarray, *, what: str, classes: int) -> np.ndarray
 
 
 def check_values(inputs: np.ndarray, *, what: str) -> None:
-  """Raises where float32 ``inputs`` are not finite, or are pixels outside of [0, 1]."""
+  """Raises where float32 ``inputs`` are not finite or pixels outside of [0, 1], int32 no texts."""
   pixels = inputs.ndim == 4
   for start in range(0, len(inputs), BLOCK_ROWS):
     block = inputs[start : start + BLOCK_ROWS]
+    if is_tokens(inputs.dtype):
+      check_tokens(block, what=what, ids=start + np.arange(len(block)))
+      continue
     good = (block >= 0) & (block <= 1) if pixels else np.isfinite(block)
     if good.all():
       continue

@@ -18,7 +18,8 @@ class NpyRows:
   edges of both files (`digest.files_sha256`).
 
   Args:
-    inputs: path of ``[n, d]`` float32 or ``[n, h, w]`` or ``[n, h, w, c]`` uint8 or float32.
+    inputs: path of ``[n, d]`` float32, ``[n, h, w]`` or ``[n, h, w, c]`` uint8 or float32, or
+      ``[n, l]`` int32 token ids.
     labels: path of ``[n]`` of any integer dtype.
     classes: labels must be below it; 0 leaves them unbounded.
 

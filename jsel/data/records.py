@@ -44,8 +44,8 @@ class Info(NamedTuple):
   classes: int
   encoding: str  # one of `ENCODINGS`
   shape: tuple[int, ...]  # of a row as it is taken, [d] or [h, w, c]
-  dtype: str  # of a row as it is taken: "uint8" or "float32"
-  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
+  dtype: str  # of a row as it is taken: "uint8", "float32" or "int32"
+  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; else 1
   image_size: int  # pixels of a side that encoded images are brought to; 0 for raw rows
   mean: tuple[float, ...]  # of each channel of images or column of features, as taken
   deviation: tuple[float, ...]  # likewise

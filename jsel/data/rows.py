@@ -8,6 +8,7 @@ import numpy as np
 
 from jsel.data.arrays import Split, checked, fingerprint
 from jsel.data.digest import combined
+from jsel.data.token_rows import check_tokens, is_tokens
 
 # What is read together by whoever reads all rows.
 READ_ROWS, READ_BYTES = 1024, 1 << 25
@@ -21,8 +22,8 @@ class Rows(Protocol):
   """
 
   size: int  # number of examples
-  input_shape: tuple[int, ...]  # of one example: [d] features or [h, w, c] images
-  input_dtype: np.dtype  # uint8 images, or float32
+  input_shape: tuple[int, ...]  # of one example: [d] features, [h, w, c] images or [l] token ids
+  input_dtype: np.dtype  # uint8 images, float32, or int32 token ids
 
   def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The examples ``ids``, in their order.
@@ -50,7 +51,7 @@ class RowsDataset(NamedTuple):
   classes: int
   name: str  # "digits", "imagenet", ...
   source: str  # where the rows come from, for people
-  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; 1 for float32
+  scale: float  # inputs / scale is in [0, 1] for images: 255 or 16 for uint8; else 1
   sha256: str  # of the data; what goes into it, each source says
   weights: np.ndarray | None = None  # [n] float32 of the losses of train, of mean 1; None: all 1
   source_rows: np.ndarray | None = None  # [n] of train, in the source; None: all of it in order
@@ -62,7 +63,7 @@ class ArrayRows:
   Pickling copies the arrays: `jsel.data.npy.NpyRows` hands the path of a file on instead.
 
   Args:
-    inputs: ``[n, d]`` float32 or ``[n, h, w, c]`` uint8 or float32.
+    inputs: ``[n, d]`` float32, ``[n, h, w, c]`` uint8 or float32, or ``[n, l]`` int32 token ids.
     labels: ``[n]`` of any integer dtype.
     what: what messages call these rows.
     classes: labels must be below it; 0 leaves them unbounded.
@@ -226,7 +227,7 @@ def checked_rows(
   """A batch as `Rows.take` returns it, or an error that names the first row which is broken.
 
   Args:
-    inputs: ``[b, ...]`` uint8 or float32.
+    inputs: ``[b, ...]`` uint8, float32 or int32.
     labels: ``[b]`` of any integer dtype.
     ids: ``[b]`` what messages call the rows.
     what: what messages call the source.
@@ -239,6 +240,8 @@ def checked_rows(
       f"{what}: label {labels[row]} of row {ids[row]} is not in [0, {bound}): correct the label"
       " or --config.data.classes"
     )
+  if is_tokens(inputs.dtype):
+    check_tokens(inputs, what=what, ids=ids)
   if inputs.dtype == np.float32:
     pixels = inputs.ndim == 4
     good = (inputs >= 0) & (inputs <= 1) if pixels else np.isfinite(inputs)

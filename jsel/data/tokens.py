@@ -34,13 +34,20 @@ def open_tokenizer(path: str | Path, *, max_length: int) -> Any:
   """The tokenizer in ``path``, a tokenizer.json or GGUF file, that cuts texts to ``max_length``.
 
   Raises:
-    ValueError: if the file is missing or broken, or the package tokenizers is not installed.
+    ValueError: if the file is missing or broken, the package tokenizers is not installed, or
+      ``max_length`` leaves no room beside the tokens that mark beginning and end.
   """
   if importlib.util.find_spec("tokenizers") is None:
     raise ValueError(f"tokenizers is not installed, {path} cannot be read: {INSTALL}")
   if not Path(path).is_file():
     raise ValueError(f"there is no {path}: a tokenizer is a tokenizer.json of Hugging Face")
   tokenizer = gguf_tokenizer(path) if Path(path).suffix == ".gguf" else from_json(path)
+  marks = tokenizer.num_special_tokens_to_add(is_pair=False)
+  if max_length <= marks:
+    raise ValueError(
+      f"max_length={max_length} leaves no token of a text beside the {marks} that mark its"
+      f" beginning and end: set it to {marks + 1} at least"
+    )
   tokenizer.no_padding()
   tokenizer.enable_truncation(max_length)
   return tokenizer

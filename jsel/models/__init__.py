@@ -4,16 +4,34 @@ import difflib
 import inspect
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from jsel.models.cnn import CNN
+from jsel.models.fine_tuned_bert import FineTunedBert
 from jsel.models.mlp import MLP
 from jsel.models.outputs import Outputs
 from jsel.models.resnet import ResNet18, ResNet50
 
-__all__ = ["CNN", "MLP", "MODELS", "Outputs", "ResNet18", "ResNet50", "make"]
+__all__ = [
+  "CNN",
+  "MLP",
+  "MODELS",
+  "FineTunedBert",
+  "Outputs",
+  "ResNet18",
+  "ResNet50",
+  "make",
+  "pretrained",
+]
 
-MODELS = {"cnn": CNN, "mlp": MLP, "resnet18": ResNet18, "resnet50": ResNet50}
+MODELS = {
+  "cnn": CNN,
+  "fine_tuned_bert": FineTunedBert,
+  "mlp": MLP,
+  "resnet18": ResNet18,
+  "resnet50": ResNet50,
+}
 
 
 def make(
@@ -27,16 +45,17 @@ def make(
 ) -> nnx.Module:
   """A new model: ``model(x, valid=None, train=...) -> Outputs(logits, features)``.
 
-  A model holds parameters (`nnx.Param`) and, where it normalises, statistics
-  (`nnx.BatchStat`), never a stream of random numbers: it is used as a function of
-  its state, in plain ``jax.jit``; inside ``jax.grad`` merge with ``copy=True``, else
-  statistics could not be replaced. It says in ``convolutional`` whether it
-  has convolutions, which XLA runs serially on a CPU inside ``lax.scan`` or ``lax.cond``.
+  A model holds parameters (`nnx.Param`) and, in other variables, statistics where it
+  normalises (`nnx.BatchStat`) and what is not trained; never a stream of random numbers:
+  it is used as a function of its state, in plain ``jax.jit``; inside ``jax.grad`` merge with
+  ``copy=True``, else statistics could not be replaced. It says in ``convolutional`` whether it
+  has convolutions, which XLA runs serially on a CPU inside ``lax.scan`` or ``lax.cond``, and in
+  ``takes_tokens`` whether its rows are token ids, then in ``vocabulary`` how many it knows.
 
   Args:
     name: a key of `MODELS`.
     rngs: of the initial parameters.
-    input_shape: of one row: ``[d]``, or ``[h, w, c]`` for images in [0, 1].
+    input_shape: of one row: ``[d]``, ``[h, w, c]`` for images in [0, 1], or ``[l]`` token ids.
     classes: columns of the logits.
     dtype: "float32" or "bfloat16", of the products; parameters and logits are float32.
     **options: of the model, see its class.
@@ -61,6 +80,24 @@ def make(
   return MODELS[name](
     rngs=rngs, input_shape=tuple(input_shape), classes=classes, dtype=dtype, **options
   )
+
+
+def pretrained(model: nnx.Module) -> dict[str, np.ndarray]:
+  """Arrays that training begins with in place of those that `make` has drawn.
+
+  A model has them where it has a method ``pretrained``. They are no part of `make`, so that a
+  model can be built inside a compiled program, and its shapes known without reading a file.
+
+  Args:
+    model: as `make` gives it; its shapes are enough (`nnx.eval_shape`).
+
+  Returns:
+    Arrays by their path in the model with dots between; none of most models.
+
+  >>> pretrained(make("mlp", rngs=nnx.Rngs(0), input_shape=(4,), classes=3))
+  {}
+  """
+  return model.pretrained() if hasattr(model, "pretrained") else {}
 
 
 def unknown(kind: str, name: str, names: list[str]) -> str:

@@ -124,12 +124,20 @@ class Bert(nnx.Module):
     Raises:
       ValueError: if the texts are longer than the model's positions, or a layer is not there.
     """
+    kept = layer_indices(layers, self.config.layers)
+    step = lambda block, x, item: (block(x, mask), item)
+    return through(self.blocks, self.embedded(tokens), kept, step)[1]
+
+  def embedded(self, tokens: jax.Array) -> jax.Array:
+    """What the first layer reads of ``tokens`` ``[b, l]``: ``[b, l, width]`` float32.
+
+    Raises:
+      ValueError: if the texts are longer than the model's positions.
+    """
     length = tokens.shape[1]
     if length > self.config.positions:
       raise ValueError(
         f"texts of {length} tokens: the model has {self.config.positions} positions, cut them"
       )
-    kept = layer_indices(layers, self.config.layers)
     x = self.words[...][tokens] + (self.positions[...][:length] + self.token_types[...][:1])[None]
-    step = lambda block, x, item: (block(x, mask), item)
-    return through(self.blocks, self.norm(x), kept, step)[1]
+    return self.norm(x)

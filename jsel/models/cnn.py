@@ -31,6 +31,8 @@ class CNN(nnx.Module):
   ((4, 10), (4, 128))
   """
 
+  takes_tokens = False
+
   def __init__(
     self,
     *,

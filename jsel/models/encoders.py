@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jsel.models.bert_weights import load_bert
+from jsel.models.bert import BertConfig
+from jsel.models.bert_weights import load_bert, read_config
 from jsel.models.llama_weights import MODEL_TYPES, load_llama
 from jsel.models.pooling import Pooling, normalized, pool
 from jsel.models.weights import Settings, read_json, weight_files, weights_sha256
@@ -92,9 +93,8 @@ def open_encoder(
   decoder = is_decoder(path)
   model = load_llama(path, dtype=dtype, stored=dtype) if decoder else load_bert(path, dtype=dtype)
   how: Pooling = pooling or ("position_weighted" if decoder else "mean")
-  longest = model.config.positions
-  if not 0 <= max_length <= longest:
-    raise ValueError(f"max_length={max_length}: {name} takes 1 to {longest} tokens, 0 for its own")
+  made_for = DECODER_LENGTH if decoder else bert_length(path)
+  kept = text_length(name, model.config.positions, made_for, max_length)
   graph, state = nnx.split(model)
 
   @functools.partial(jax.jit, static_argnums=(3,))
@@ -102,8 +102,6 @@ def open_encoder(
     hidden = nnx.merge(graph, state)(tokens, mask, layers=layers)
     return normalized(jnp.concatenate([*pool(hidden, mask, pooling=how)], axis=-1))
 
-  default = DECODER_LENGTH if decoder else bert_length(path)
-  kept = max_length or min(default or longest, longest)
   options = f"{how} {','.join(map(str, layers))} {kept} {dtype}"
   single = path.suffix == ".gguf"
   sha256 = weights_sha256([path] if single else weight_files(path))
@@ -114,6 +112,49 @@ def open_encoder(
     max_length=kept,
     embed=lambda tokens, mask: embed(state, tokens, mask, tuple(layers)),
   )
+
+
+def open_bert(name: str) -> tuple[Path, BertConfig]:
+  """The folder of the BERT-type encoder ``name``, and its sizes; reads no weights.
+
+  Raises:
+    ValueError: if it is not there, with the command that installs it, or is of another type.
+  """
+  path = path_of(name)
+  if path.suffix == ".gguf":
+    raise ValueError(f"{name} is a decoder in a GGUF file: give the folder of a bert, or its name")
+  return path, read_config(path)
+
+
+def bert_tokenizer(name: str, *, max_length: int = 0) -> tuple[Path, int]:
+  """The tokenizer.json of the BERT-type encoder ``name``, and how many tokens of a text it takes.
+
+  Args:
+    name: a folder, or one of `PACKAGED`.
+    max_length: tokens of a text; 0: what the model was made for.
+
+  Raises:
+    ValueError: as `open_bert`, or if ``max_length`` is out of range.
+  """
+  path, config = open_bert(name)
+  return path / "tokenizer.json", text_length(name, config.positions, bert_length(path), max_length)
+
+
+def text_length(name: str, longest: int, made_for: int | None, asked: int) -> int:
+  """How many tokens of a text the model ``name`` is given.
+
+  Args:
+    name: of the model.
+    longest: text that it takes.
+    made_for: that it was trained on, if it says so.
+    asked: for; 0 leaves it to the model.
+
+  Raises:
+    ValueError: if it does not take as many.
+  """
+  if not 0 <= asked <= longest:
+    raise ValueError(f"max_length={asked}: {name} takes 1 to {longest} tokens, 0 for its own")
+  return asked or min(made_for or longest, longest)
 
 
 def is_decoder(path: Path) -> bool:

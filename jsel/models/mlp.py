@@ -31,6 +31,7 @@ class MLP(nnx.Module):
   """
 
   convolutional = False
+  takes_tokens = False
 
   def __init__(
     self,

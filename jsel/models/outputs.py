@@ -28,10 +28,21 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 def check_input(x: jax.Array, input_shape: tuple[int, ...]) -> None:
   """Raises if the rows of ``x`` are not those that the model was made for."""
+  _check_shape(x, input_shape)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"x has dtype {x.dtype}: give float rows, images divided by their scale")
+
+
+def check_tokens(x: jax.Array, input_shape: tuple[int, ...]) -> None:
+  """Raises if the rows of ``x`` are not the texts that the model was made for."""
+  _check_shape(x, input_shape)
+  if not jnp.issubdtype(x.dtype, jnp.integer):
+    raise ValueError(f"x has dtype {x.dtype}: give token ids in int32, -1 for padding after them")
+
+
+def _check_shape(x: jax.Array, input_shape: tuple[int, ...]) -> None:
   if x.shape[1:] != input_shape:
     raise ValueError(
       f"the model was made for rows of shape {input_shape}, got x of shape {x.shape}: "
       "make it with the input_shape of the data"
     )
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f"x has dtype {x.dtype}: give float rows, images divided by their scale")

@@ -128,6 +128,7 @@ class ResNet(nnx.Module):
   """
 
   convolutional = True
+  takes_tokens = False
 
   def __init__(
     self,

@@ -54,9 +54,10 @@ def base_config() -> ConfigDict:
   config.data.image_size = 0  # pixels of a side that encoded images are brought to; 0: as they are
   config.data.channels = 3  # of images in folders and parquet files: 3, or 1 for grey
   config.data.cache_dir = ""  # of copies from object stores, and of wordnet's embeddings
-  config.data.encoder = "all-MiniLM-L6-v2"  # wordnet: a name, or the folder of a model
+  config.data.encoder = "all-MiniLM-L6-v2"  # wordnet: a name or a folder; _tokens: its tokenizer
   config.data.parts = ("noun",)  # wordnet: parts of speech
   config.data.limit = 0  # wordnet: glosses that are drawn; 0: all
+  config.data.max_length = 0  # wordnet_tokens: of a text; 0: as many as the encoder was made for
 
   # What python -m jsel.aot takes the pool to be; with 0 examples it looks at the data itself.
   config.pool = ConfigDict()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jsel import models, selectors
 from jsel.data.augment import augment
+from jsel.data.token_rows import is_tokens
 from jsel.selectors import Pool, Selector
 from jsel.sharding import padded_size, row_axes, rows_sharding
 from jsel.training import losses
@@ -29,11 +30,12 @@ class Examples(NamedTuple):
   """What a run has to know of its training data before it holds any of it."""
 
   size: int
-  input_shape: tuple[int, ...]  # [d] features or [h, w, c] images
+  input_shape: tuple[int, ...]  # [d] features, [h, w, c] images or [l] token ids
   input_dtype: np.dtype
   classes: int
-  normalize: Callable[[jax.Array], jax.Array]  # inputs -> float32
+  normalize: Callable[[jax.Array], jax.Array]  # inputs -> float32; token ids as they are
   weighted: bool = False  # whether rows have weights of their own, beside the selector's
+  vocabulary: int = 0  # the largest token id + 1, of what is evaluated too; 0: not known, or none
 
 
 class Setup(NamedTuple):
@@ -60,6 +62,8 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     ValueError: if parts of the configuration are unknown, out of range, or do not go together.
   """
   check_batches(config, mesh.size)
+  tokens = is_tokens(examples.input_dtype)
+  check_inputs(config, tokens)
   make_model = lambda rngs: models.make(
     config.model.name,
     rngs=rngs,
@@ -70,10 +74,21 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
   )
   abstract_model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
   graphdef, _, _ = nnx.split(abstract_model, nnx.Param, ...)
+  known = abstract_model.vocabulary if tokens else 0  # pyrefly: ignore
+  if examples.vocabulary > known:
+    raise ValueError(
+      f"the rows have token {examples.vocabulary - 1}, {config.model.name} knows 0 to {known - 1}:"
+      " give those of its encoder's own tokenizer"
+    )
 
   budget = make_budget(config, examples.size)
   candidates = candidate_rows(config, examples.size)
   selector = make_selector(config, examples.size, budget, candidates, mesh)
+  if tokens and selector.fit and not config.selector.fit_step:
+    raise ValueError(
+      f"selector {config.selector.name} fits on features, and token ids are none: set"
+      " selector.fit_step to a later step, to fit on what the model makes of the rows"
+    )
 
   if len(examples.input_shape) != 3 and (config.augment.flip or config.augment.crop):
     raise ValueError("augment.flip and augment.crop are for images [h, w, c]: set them off")
@@ -105,6 +120,36 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     jax.eval_shape(make_fit(selector, mesh), key, features, Pool({}, pool.valid))
   convolutional = abstract_model.convolutional  # pyrefly: ignore
   return Setup(budget, candidates, selector, make_model, convolutional, learner, learning_rate)
+
+
+def check_inputs(config: ConfigDict, tokens: bool) -> None:
+  """Raises a ValueError if the model does not take the rows of the data.
+
+  Args:
+    config: of the run.
+    tokens: whether the rows are token ids.
+  """
+  name = config.model.name
+  takes_tokens = {other: kind.takes_tokens for other, kind in models.MODELS.items()}
+  if name not in takes_tokens:
+    return  # `models.make` names the nearest
+  if tokens and not takes_tokens[name]:
+    able = " or ".join(other for other in takes_tokens if takes_tokens[other])
+    raise ValueError(
+      f"the rows are token ids (int32), which {name} would take for numbers: set"
+      f" --config.model.name={able}, or save features as float32"
+    )
+  if takes_tokens[name] and not tokens:
+    raise ValueError(
+      f"{name} takes token ids, and the rows are none: set --config.data.name=wordnet_tokens, give"
+      " int32 of your own, or set another --config.model.name"
+    )
+  encoder = config.model[name].get("encoder")
+  if config.data.name == "wordnet_tokens" and encoder != config.data.encoder:
+    raise ValueError(
+      f"data.encoder={config.data.encoder} and model.{name}.encoder={encoder}: set both alike, as"
+      " token ids are of one encoder"
+    )
 
 
 def check_batches(config: ConfigDict, devices: int) -> None:
@@ -224,7 +269,8 @@ def feature_shapes(
   if not config.selector.fit_step:
     return pool.rows["inputs"]  # pyrefly: ignore
   model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-  row = jax.ShapeDtypeStruct((1, *examples.input_shape), np.float32)
+  given = jax.ShapeDtypeStruct((1, *examples.input_shape), examples.input_dtype)
+  row = jax.eval_shape(examples.normalize, given)
   outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, row)
   shape = (pool.valid.shape[0], outputs.features.shape[1])
   return jax.ShapeDtypeStruct(shape, np.float32, sharding=rows_sharding(mesh))

@@ -1,17 +1,19 @@
 """Everything that a run carries from step to step, and how a mesh holds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jsel import models
 from jsel.selectors import Columns, Pool, Selector
-from jsel.sharding import Rules, parameter_sharding, replicated, row_axes, rows_sharding
+from jsel.sharding import Rules, parameter_sharding, place, replicated, row_axes, rows_sharding
 from jsel.training.plan import ActivePlan, empty_plan, needed_columns, plan_specs
 
 
@@ -30,7 +32,7 @@ class TrainState(NamedTuple):
   step: jax.Array  # [] int32, steps done
   key: jax.Array  # the run's typed key; the key of step t is fold_in(key, t)
   params: Any  # nnx.Param leaves, float32
-  variables: Any  # the model's other variables: BatchNorm statistics
+  variables: Any  # the model's other variables: BatchNorm statistics, what is frozen
   opt_state: Any
   selector: Columns
   plan: ActivePlan
@@ -59,7 +61,8 @@ def init_state(
   """The state before the first step.
 
   One program, so that every array is born where it belongs: no device ever
-  holds all of the parameters or of the pool's columns. Given shapes
+  holds all of the parameters or of the pool's columns. What a model begins with from
+  a file (`jsel.models.pretrained`) is read after it and laid out alike. Given shapes
   (`jax.ShapeDtypeStruct`) for ``keys`` and ``pool`` the state is of shapes too, with their
   shardings: what a compilation ahead of time needs.
 
@@ -100,9 +103,36 @@ def init_state(
   shapes = jax.eval_shape(build, keys, needed)
   shardings = state_sharding(shapes, mesh, rules)
   if not isinstance(pool.valid, jax.Array):
-    place = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
-    return jax.tree.map(place, shapes, shardings)
-  return jax.jit(build, out_shardings=shardings)(keys, needed)
+    placed = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+    return jax.tree.map(placed, shapes, shardings)
+  state = jax.jit(build, out_shardings=shardings)(keys, needed)
+  given = models.pretrained(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+  # The optimizer's state stays: of those of `make_optimizer` it does not depend on values.
+  return begun_with(state, given) if given else state
+
+
+def begun_with(state: TrainState, given: Mapping[str, np.ndarray]) -> TrainState:
+  """``state`` with the arrays ``given``, by their path in the model, in place of those drawn."""
+  unused = set(given)
+
+  def replaced(part: nnx.State) -> nnx.State:
+    def put(path: Any, leaf: jax.Array) -> jax.Array:
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      if name not in given:
+        return leaf
+      unused.remove(name)
+      array = np.asarray(given[name], leaf.dtype)
+      assert array.shape == leaf.shape, (name, array.shape, leaf.shape)
+      return place(array, leaf.sharding)  # pyrefly: ignore
+
+    pure = jax.tree_util.tree_map_with_path(put, nnx.to_pure_dict(part))
+    part = jax.tree.map(lambda leaf: leaf, part)
+    nnx.replace_by_pure_dict(part, pure)
+    return part
+
+  state = state._replace(params=replaced(state.params), variables=replaced(state.variables))
+  assert not unused, unused
+  return state
 
 
 def state_sharding(state: TrainState, mesh: Mesh, rules: Rules = ()) -> TrainState:

@@ -15,8 +15,10 @@ from jsel.training.config import base_config
 
 FORMS = (
   "npz",
+  "npz tokens",
   "npy",
   "npy images",
+  "npy tokens",
   "parquet features",
   "parquet lists",
   "parquet images",
@@ -27,6 +29,7 @@ FORMS = (
   "array_record",
   "array_record images",
   "array_record features",
+  "array_record tokens",
 )
 
 
@@ -45,9 +48,12 @@ def source(request, tmp_path, pictures, vectors, image_folder, make_png, make_tf
   form = request.param
   (images, classes), (features, labels) = pictures, vectors
   encoded = [make_png(image) for image in images]
+  if form.endswith("tokens"):
+    features = (10 * np.abs(features)).astype(np.int32)
+    features[::2, -2:] = -1
   if form.startswith("array_record"):
     of = {"name": "image_folder", "train": str(image_folder)}
-    if form == "array_record features":
+    if form in ("array_record features", "array_record tokens"):
       np.savez(tmp_path / "rows.npz", inputs=features, labels=labels)
       of = {"name": "own", "train": str(tmp_path / "rows.npz")}
     dataset = jsel.data.open_rows(config(**of))
@@ -61,8 +67,8 @@ def source(request, tmp_path, pictures, vectors, image_folder, make_png, make_tf
     )
     write(dataset.train._rows)  # all rows, before a part is held out
     keys = {"name": "array_record", "train": str(tmp_path / "set" / "train")}
-    return (keys, features, labels) if "features" in form else (keys, images, classes)
-  if form == "npz":
+    return (keys, images, classes) if of["name"] == "image_folder" else (keys, features, labels)
+  if form.startswith("npz"):
     np.savez(tmp_path / "rows.npz", inputs=features, labels=labels)
     return {"name": "own", "train": str(tmp_path / "rows.npz")}, features, labels
   if form.startswith("npy"):

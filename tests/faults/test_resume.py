@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jsel.training.setup import FEEDS
+from tests import tiny_bert
 from tests.faults.inside import FIT_STEP, Train, configuration
 from tests.faults.runs import exposed, logged, saved
 from tests.selectors.test_contract import VARIANTS, make
@@ -76,3 +77,25 @@ def test_a_resumed_run_takes_the_same_programs_at_the_same_steps(train, tmp_path
     assert train(config, tmp_path / str(number)) == 0
     assert train.dispatched == whole[start + 1 :]
     assert exposed(tmp_path / str(number)) == exposed(tmp_path / "whole")
+
+
+def test_an_encoder_that_is_fine_tuned_goes_on(train, tmp_path, rng):
+  for package in ("safetensors", "tokenizers"):
+    pytest.importorskip(package, reason="pip install 'jsel[text]'")
+  tokens = rng.integers(0, 204, (200, 7)).astype(np.int32)
+  np.savez(tmp_path / "texts.npz", inputs=tokens, labels=np.arange(200) % 3)
+  config = configuration("rs2", steps=4, checkpoint_every=1, keep_checkpoints=4).unlock()
+  config.batch_size, config.data.name = 16, "own"
+  config.data.train, config.data.validation_fraction = str(tmp_path / "texts.npz"), 0.0
+  config.model.name = "fine_tuned_bert"
+  config.model.fine_tuned_bert.encoder = str(tiny_bert.write(tmp_path / "tiny"))
+  config.model.fine_tuned_bert.train_layers = 1
+  config.lock()
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  assert train(config, whole) == 0
+  for step in range(1, 4):
+    assert train(config, stopped, stop_after=1) == 143
+    assert saved(stopped) == saved(whole, step), step
+  assert train(config, stopped) == 0
+  assert saved(stopped) == saved(whole, 4)
+  assert (logged(stopped), exposed(stopped)) == (logged(whole), exposed(whole))

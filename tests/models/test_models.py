@@ -6,28 +6,42 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jsel.models import MODELS, make
+from jsel.models import MODELS, make, pretrained
+from jsel.models.fine_tuned_bert import Frozen
 from jsel.models.initial import scaled_normal
+from tests import tiny_bert
 
 SHAPE = (8, 8, 1)
+SHAPES = {name: (9,) if MODELS[name].takes_tokens else SHAPE for name in MODELS}
 OPTIONS = {"mlp": {"hidden": (16, 12)}, "cnn": {"channels": (4, 8), "hidden": 12}, "resnet18": {}}
 OPTIONS["resnet18"] = OPTIONS["resnet50"] = {"width": 4}
-FEATURES = {"mlp": 12, "cnn": 12, "resnet18": 32, "resnet50": 128}
+FEATURES = {"mlp": 12, "cnn": 12, "fine_tuned_bert": 16, "resnet18": 32, "resnet50": 128}
 # As functions they are tested by test_resnet.py: 53 layers take long to compile.
 QUICK = [name for name in MODELS if name != "resnet50"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _encoder(tmp_path_factory):
+  for package in ("safetensors", "tokenizers"):
+    pytest.importorskip(package, reason="pip install 'jsel[text]'")
+  folder = tiny_bert.write(tmp_path_factory.mktemp("models") / "tiny")
+  OPTIONS["fine_tuned_bert"] = {"encoder": str(folder), "train_layers": 1}
+
+
 @pytest.fixture(scope="module")
-def made():
+def made(_encoder):
   return {
-    name: make(name, rngs=nnx.Rngs(0), input_shape=SHAPE, classes=3, **OPTIONS[name])
+    name: make(name, rngs=nnx.Rngs(0), input_shape=SHAPES[name], classes=3, **OPTIONS[name])
     for name in MODELS
   }
 
 
 @pytest.fixture
-def images(rng):
-  return rng.random((16, *SHAPE), np.float32)
+def rows(rng):
+  images = rng.random((16, *SHAPE), np.float32)
+  tokens = rng.integers(0, 204, (16, 9)).astype(np.int32)
+  tokens[np.arange(9) >= rng.integers(3, 10, (16, 1))] = -1
+  return {name: tokens if MODELS[name].takes_tokens else images for name in MODELS}
 
 
 def forward(model, *, train=False):
@@ -44,9 +58,9 @@ def forward(model, *, train=False):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_logits_are_the_last_layer_of_the_features(made, images, name):
+def test_logits_are_the_last_layer_of_the_features(made, rows, name):
   call, params, rest = forward(made[name])
-  outputs, _ = call(params, rest, images)
+  outputs, _ = call(params, rest, rows[name])
   assert outputs.logits.shape == (16, 3)
   assert outputs.features.shape == (16, FEATURES[name])
   assert outputs.logits.dtype == outputs.features.dtype == jnp.float32
@@ -61,13 +75,28 @@ def test_logits_are_the_last_layer_of_the_features(made, images, name):
 def test_parameters_are_float32_and_no_random_stream_is_held(made, name):
   _, params, rest = nnx.split(made[name], nnx.Param, ...)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-  statistics = nnx.state(made[name], nnx.BatchStat)
-  assert len(jax.tree.leaves(rest)) == len(jax.tree.leaves(statistics))
-  assert bool(jax.tree.leaves(rest)) == name.startswith("resnet")
+  known = nnx.state(made[name], nnx.Any(nnx.BatchStat, Frozen))
+  assert len(jax.tree.leaves(rest)) == len(jax.tree.leaves(known))
+  assert bool(jax.tree.leaves(rest)) == (name.startswith("resnet") or name == "fine_tuned_bert")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_model_begins_with_has_a_place_in_it(made, name):
+  leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(made[name])))
+  shapes = {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves
+  }
+  given = pretrained(made[name])
+  assert {path: array.shape for path, array in given.items()}.items() <= shapes.items()
+  # From shapes alone, as a program's caller knows it.
+  options = {"input_shape": SHAPES[name], "classes": 3, **OPTIONS[name]}
+  abstract = nnx.eval_shape(lambda: make(name, rngs=nnx.Rngs(0), **options))
+  jax.tree.map(np.testing.assert_array_equal, pretrained(abstract), given)
+  assert bool(given) == (name == "fine_tuned_bert")
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_step_lowers_the_loss_without_a_retrace(made, images, name):
+def test_a_step_lowers_the_loss_without_a_retrace(made, rows, name):
   graph, params, rest = nnx.split(made[name], nnx.Param, ...)
   labels = np.arange(16, dtype=np.int32) % 3
   traces = []
@@ -88,24 +117,24 @@ def test_a_step_lowers_the_loss_without_a_retrace(made, images, name):
 
   losses = []
   for _ in range(12):
-    params, rest, value = step(params, rest, images, labels)
+    params, rest, value = step(params, rest, rows[name], labels)
     losses.append(float(value))
   assert losses[-1] < losses[0]
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_bfloat16_products_keep_logits_in_float32(images, name):
+@pytest.mark.parametrize("name", ["mlp", "cnn", "fine_tuned_bert"])
+def test_bfloat16_products_keep_logits_in_float32(rows, name):
   model = lambda dtype: make(
-    name, rngs=nnx.Rngs(0), input_shape=SHAPE, classes=3, dtype=dtype, **OPTIONS[name]
+    name, rngs=nnx.Rngs(0), input_shape=SHAPES[name], classes=3, dtype=dtype, **OPTIONS[name]
   )
   call, params, rest = forward(model("bfloat16"))
-  outputs, _ = call(params, rest, images)
+  outputs, _ = call(params, rest, rows[name])
   assert outputs.logits.dtype == jnp.float32
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
   call, params, rest = forward(model("float32"))
   # bfloat16 has 8 bits: three layers of it are good to a few per cent of the largest logit.
-  exact = call(params, rest, images)[0].logits
+  exact = call(params, rest, rows[name])[0].logits
   difference = np.abs(outputs.logits - exact).max()
   assert 0 < difference < 0.05 * np.abs(exact).max()
 
@@ -205,8 +234,9 @@ def test_the_nearest_name_is_told():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_unknown_dtype_is_refused(name):
+  own = {"input_shape": SHAPES[name], **OPTIONS[name]} if MODELS[name].takes_tokens else {}
   with pytest.raises(ValueError, match=r"float32 or bfloat16, got dtype='float16'"):
-    make(name, **options(dtype="float16"))
+    make(name, **{**options(dtype="float16"), **own})
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet50"])

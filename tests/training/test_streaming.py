@@ -58,14 +58,17 @@ def configuration(name="rs2", feed="resident", **selector):
 
 
 class Run:
-  """What train.py makes of a configuration, without files."""
+  """What train.py makes of a configuration, without files.
 
-  def __init__(self, config, devices=1, fsdp=1):
+  ``given`` are inputs and labels, `SIZE` of them, in place of `clusters`.
+  """
+
+  def __init__(self, config, devices=1, fsdp=1, given=None):
     self.config = config
     self.mesh = jsel.make_mesh(jax.devices()[:devices], fsdp=fsdp)
-    inputs, labels = clusters()
+    inputs, labels = given or clusters()
     self.rows = ArrayRows(inputs, labels, what="clusters", classes=CLASSES)
-    self.examples = Examples(SIZE, (FEATURES,), np.dtype(np.float32), CLASSES, lambda x: x)
+    self.examples = Examples(SIZE, inputs.shape[1:], inputs.dtype, CLASSES, lambda x: x)
     self.setup = make_setup(config, self.examples, self.mesh)
     split = jsel.sharding.rows_sharding(self.mesh)
     placed = lambda x: jax.device_put(jsel.pad_rows(x), split)
@@ -80,7 +83,8 @@ class Run:
   def begin(self, pool):
     make = functools.partial(init_state, self.keys, self.setup.make_model)
     optimizer, selector = self.setup.learner.optimizer, self.setup.selector
-    return make(optimizer, selector, pool, batch_size=BATCH, mesh=self.mesh)
+    rules = self.config.sharding.rules
+    return make(optimizer, selector, pool, batch_size=BATCH, mesh=self.mesh, rules=rules)
 
   def runner(self):
     return make_runner(
@@ -409,8 +413,8 @@ def planned_memory(run):
     run.begin(shapes),
     shapes,
     batch_size=BATCH,
-    input_shape=(FEATURES,),
-    input_dtype=np.dtype(np.float32),
+    input_shape=run.examples.input_shape,
+    input_dtype=run.examples.input_dtype,
     given_rows=0 if run.config.feed == "resident" else 2 * (candidates or BATCH),
     device=jax.devices()[0],
   )
