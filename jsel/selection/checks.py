@@ -66,7 +66,7 @@ def check_queries(queries: Mapping[str, np.ndarray], width: int) -> None:
 
 
 def check_needs(method: str, chosen: Method, given: Mapping[str, Any]) -> None:
-  """Raises a ValueError that names the first thing that ``method`` needs and that is not given."""
+  """Raises a ValueError that names the first thing that ``method`` needs and that is not there."""
   for need in chosen.needs:
     if given[need] is None:
       remedy = "--config.queries" if need == "queries" else f"--config.columns.{need}"
@@ -74,6 +74,13 @@ def check_needs(method: str, chosen: Method, given: Mapping[str, Any]) -> None:
     # A quality score may be missing for some rows, a length may not.
     if need == "score" and not np.isfinite(given[need]).any():
       raise ValueError(f"method {method} needs score, no row of the pool has a finite one")
+    infinite = np.flatnonzero(np.isinf(given[need])) if need == "score" else np.empty(0, int)
+    if infinite.size:
+      row = infinite[0]
+      raise ValueError(
+        f"the score of row {row} is {given[need][row]}: give a finite one, or none (NaN) where"
+        " it is not known"
+      )
 
 
 def check_lengths(length: np.ndarray | None) -> None:

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
   put("gap", embedding=pa.array([[1.0, 2], None], pa.list_(pa.float32())))
   put("scores", embedding=rows(x), score=np.full(60, np.nan))
   put("negative", embedding=rows(x), score=np.linspace(-1, 1, 60))
+  put("infinite", embedding=rows(x), score=np.where(np.arange(60) == 5, np.inf, 1.0))
   put("lengths", embedding=rows(x), length=[*range(59), None])
   bad = x.copy()
   bad[[9, 31], 2] = np.nan, np.inf
@@ -88,6 +89,7 @@ def config_of(folder, **options):
     ({"method.name": "kmq"}, "method kmq needs score"),
     ({"method.name": "kmq", "pool": "scores.parquet"}, "no row of the pool has a finite one"),
     ({"method.name": "sensitivity", "pool": "negative.parquet"}, "the loss of row 0 is -1.0"),
+    ({"method.name": "sensitivity", "pool": "infinite.parquet"}, "score of row 5 is inf: give a f"),
     ({"method.name": "longest", "pool": "lengths.parquet"}, "that of row 59 is nan"),
     ({"method.name": "kmq", "method.kmq.clusters": 0}, "clusters must be at least 1"),
     ({"pool": "nan.npy"}, "2 rows of the pool hold a NaN or an infinity, the first is row 9"),
