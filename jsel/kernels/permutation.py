@@ -1,5 +1,6 @@
 """A keyed permutation of [0, n): any position of a shuffle in O(1), nothing sorted or stored."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -40,6 +41,8 @@ def permute(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   References:
     Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002.
   """
+  if isinstance(n, (int, np.integer)):
+    return _of_static(key, index, int(n), backwards=False)
   network = _network(key, n)
   return _walk(lambda x: _encrypt(network, x), index, network)
 
@@ -51,10 +54,21 @@ def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   >>> inverse(key, permute(key, jnp.arange(5), 5), 5).tolist()
   [0, 1, 2, 3, 4]
   """
+  if isinstance(n, (int, np.integer)):
+    return _of_static(key, index, int(n), backwards=True)
   network = _network(key, n)
   return _walk(lambda x: _decrypt(network, x), index, network)
 
 
+# As programs of their own: called outside of one, loops would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnames=("n", "backwards"), inline=True)
+def _of_static(key: jax.Array, index: jax.Array, n: int, *, backwards: bool) -> jax.Array:
+  network = _network(key, n)
+  step = _decrypt if backwards else _encrypt
+  return _walk(lambda x: step(network, x), index, network)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "n"), inline=True)
 def inverse_range(key: jax.Array, start: int | jax.Array, count: int, n: int) -> jax.Array:
   """`inverse` of the positions ``start`` to ``start + count - 1``, in one pass over them.
 

@@ -1,5 +1,6 @@
 """Walks over a pool that a method asks for, block by block, on all devices."""
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -116,7 +117,6 @@ class Walker:
     tell: Callable[[Note], Any] = lambda _: None,
   ):
     self._walks, self._eligible, self._mesh, self._tell = walks, eligible, mesh, tell
-    self._steps: dict[Any, Any] = {}
 
   def __call__(self, request: Pass | Take | Note) -> Any:
     """The answer of a request (`jsel.selectors.parts`)."""
@@ -126,7 +126,7 @@ class Walker:
 
   def _pass(self, request: Pass) -> tuple[Any, dict[str, np.ndarray]]:
     split, same = sharding.rows_sharding(self._mesh), NamedSharding(self._mesh, P())
-    update = self._step(request.update)
+    update = compiled(request.update, self._mesh)
     shared = jax.device_put(request.shared, same)
     size, count = self._walks.pool.size, self._walks.rows
 
@@ -150,18 +150,19 @@ class Walker:
 
     return self._walks(request.name, request.state, {}, step)
 
-  def _step(self, update: Callable[..., Any]) -> Any:
-    if update not in self._steps:
-      rows = P(sharding.row_axes(self._mesh))
-      self._steps[update] = jax.jit(
-        jax.shard_map(
-          update,
-          mesh=self._mesh,
-          in_specs=(P(), P(), Block(rows, rows, P())),  # pyrefly: ignore
-          out_specs=(P(), rows),
-        )
-      )
-    return self._steps[update]
+
+@functools.lru_cache(maxsize=64)
+def compiled(update: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`Pass.update` over ``mesh``; kept, so that a later selection compiles nothing again."""
+  rows = P(sharding.row_axes(mesh))
+  return jax.jit(
+    jax.shard_map(
+      update,
+      mesh=mesh,
+      in_specs=(P(), P(), Block(rows, rows, P())),  # pyrefly: ignore
+      out_specs=(P(), rows),
+    )
+  )
 
 
 def take(walks: Walks, index: np.ndarray) -> np.ndarray:

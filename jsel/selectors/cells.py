@@ -1,5 +1,6 @@
 """Clusters of a pool that comes in parts, and the order in which they give rows."""
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from jsel.kernels import kmeans, permutation, silhouette
 from jsel.kernels.random import row_gumbel
+from jsel.kernels.rows import AxisName
 from jsel.selectors.parts import Block, Cost, Note, Pass, Take, Task
 
 SAMPLE = 65_536  # rows that k-means is fitted to, at the least
@@ -166,7 +168,8 @@ def sizes(labels: np.ndarray, k: int) -> np.ndarray:
   return np.bincount(labels[labels >= 0], minlength=k)
 
 
-def assigner(axis_name):
+@functools.cache
+def assigner(axis_name: AxisName) -> Callable[..., Any]:
   """An update of `Pass` that says each row's nearest of the centers that it is shared."""
 
   def update(state: tuple[()], centers: jax.Array, block: Block):
@@ -176,7 +179,8 @@ def assigner(axis_name):
   return update
 
 
-def _refine(axis_name):
+@functools.cache
+def _refine(axis_name: AxisName) -> Callable[..., Any]:
   def update(sums: kmeans.Statistics, centers: jax.Array, block: Block):
     label, _ = kmeans.assign(block.x, centers, valid=block.valid, axis_name=axis_name)
     return kmeans.update(sums, block.x, label, axis_name=axis_name), {}

@@ -1,5 +1,7 @@
 """CRDS-R: RDS+ on random projections of several layers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from jsel.kernels import projection
 from jsel.kernels.rows import AxisName
 from jsel.kernels.similarity import Duplicates
 from jsel.selectors.parts import Cost, Method, Task
-from jsel.selectors.rds import by_turns, directions, matching_cost
+from jsel.selectors.rds import Transform, by_turns, directions, matching_cost
 
 
 def crds_r(
@@ -51,15 +53,7 @@ def crds_r(
   def rank(key: jax.Array, task: Task, count: int):
     width, columns = sizes(task.width)
 
-    def project(keys: jax.Array, x: jax.Array, axis: AxisName) -> jax.Array:
-      parts = []
-      for layer in range(layers):
-        part = x[:, layer * width : (layer + 1) * width]
-        part = directions(part)[0] if normalize_layers else part
-        layer_key = jax.random.wrap_key_data(keys[layer])
-        parts.append(projection.rademacher(layer_key, part, columns, axis_name=axis))
-      return jnp.concatenate(parts, axis=1)
-
+    project = _projector(layers, width, columns, normalize_layers)
     keys = jax.random.key_data(jax.random.split(key, layers))
     yield from by_turns(task, count, duplicates=duplicates, shared=keys, transform=project)
 
@@ -68,3 +62,17 @@ def crds_r(
     return matching_cost(task, count, 2.0 * task.width * columns)
 
   return Method(("queries",), False, cost, rank)
+
+
+@functools.lru_cache(maxsize=64)
+def _projector(layers: int, width: int, columns: int, normalize_layers: bool) -> Transform:
+  def project(keys: jax.Array, x: jax.Array, axis: AxisName) -> jax.Array:
+    parts = []
+    for layer in range(layers):
+      part = x[:, layer * width : (layer + 1) * width]
+      part = directions(part)[0] if normalize_layers else part
+      key = jax.random.wrap_key_data(keys[layer])
+      parts.append(projection.rademacher(key, part, columns, axis_name=axis))
+    return jnp.concatenate(parts, axis=1)
+
+  return project

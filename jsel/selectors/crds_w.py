@@ -1,13 +1,12 @@
 """CRDS-W: RDS+ in a whitened space."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 
-from jsel.kernels import moments, whitening
+from jsel.kernels import whitening
+from jsel.kernels.rows import AxisName
 from jsel.kernels.similarity import Duplicates
-from jsel.selectors.parts import Block, Cost, Method, Pass, Task
+from jsel.selectors.covariance import covariance
+from jsel.selectors.parts import Cost, Method, Task
 from jsel.selectors.rds import by_turns, matching_cost
 
 
@@ -39,17 +38,9 @@ def crds_w(
   def choose(key: jax.Array, task: Task, count: int):
     del key
     kept = components(task.width, int(task.eligible.sum()), rank)
-    start = moments.init(task.width, covariance=True)
-
-    def update(seen: moments.Moments, shared: Any, block: Block):
-      del shared
-      return moments.update(seen, block.x, valid=block.valid, axis_name=task.axis_name), {}
-
-    seen, _ = yield Pass("covariance", start, (), update)
-    seen = jax.tree.map(jnp.asarray, seen)
+    seen = yield from covariance(task)
     fit = whitening.from_moments(seen, rank=kept, shrinkage=shrinkage)
-    whiten = lambda fit, x, axis: whitening.apply(fit, x, axis_name=axis)
-    yield from by_turns(task, count, duplicates=duplicates, shared=fit, transform=whiten)
+    yield from by_turns(task, count, duplicates=duplicates, shared=fit, transform=_whiten)
 
   def cost(task: Task, count: int) -> Cost:
     d = task.width
@@ -59,6 +50,10 @@ def crds_w(
     return Cost(matching.passes + 1, flops, matching.held_bytes + 40.0 * d * d)
 
   return Method(("queries",), False, cost, choose)
+
+
+def _whiten(fit: whitening.Whitening, x: jax.Array, axis: AxisName) -> jax.Array:
+  return whitening.apply(fit, x, axis_name=axis)
 
 
 def components(d: int, rows: int, rank: int = 0) -> int:

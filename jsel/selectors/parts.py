@@ -40,8 +40,9 @@ class Block(NamedTuple):
 class Pass(NamedTuple):
   """A request: one walk over all blocks, in order.
 
-  ``update`` is called inside `jax.shard_map`, the block split over `Task.axis_name`. The
-  answer is the last state, and the blocks' rows on the host as one.
+  ``update`` is called inside `jax.shard_map`, the block split over `Task.axis_name`. Programs are
+  kept by it: it has to be the same function for the same work, and to hold no arrays. The answer is
+  the last state, and the blocks' rows on the host as one.
   """
 
   name: str  # of what it does, as people are told

@@ -1,5 +1,6 @@
 """RDS+: queries take turns to pick the rows most similar to them."""
 
+import functools
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -36,9 +37,7 @@ def rds(*, duplicates: Duplicates = "next_best") -> Method:
 
   def rank(key: jax.Array, task: Task, count: int):
     del key
-    yield from by_turns(
-      task, count, duplicates=duplicates, shared=(), transform=lambda _, x, axis: x
-    )
+    yield from by_turns(task, count, duplicates=duplicates, shared=(), transform=_unchanged)
 
   return Method(("queries",), False, lambda task, count: matching_cost(task, count, 0), rank)
 
@@ -53,12 +52,14 @@ def by_turns(
     count: rows to rank.
     duplicates: of `jsel.kernels.similarity.round_robin`.
     shared: arrays that ``transform`` reads.
-    transform: of rows to the space where their directions are compared.
+    transform: of rows to the space where their directions are compared; a function that is the
+      same for the same work (`Pass.update`).
   """
   assert task.queries is not None
   eligible = int(task.eligible.sum())
   update = _matcher(task.axis_name, transform)
-  queries, _ = directions(transform(shared, jnp.asarray(task.queries), None))
+  transformed = jax.jit(transform, static_argnums=2)(shared, jnp.asarray(task.queries), None)
+  queries, _ = directions(transformed)
   q = queries.shape[0]
   length = min(2 * -(-count // q), eligible)
   while True:
@@ -109,7 +110,13 @@ def merge(best: Matches, more: Matches) -> Matches:
   return Matches(values, jnp.take_along_axis(join(best.indices, more.indices), place, axis=1))
 
 
-def _matcher(axis_name, transform: Transform):
+def _unchanged(shared: Any, x: jax.Array, axis: AxisName) -> jax.Array:
+  del shared, axis
+  return x
+
+
+@functools.lru_cache(maxsize=64)
+def _matcher(axis_name: AxisName, transform: Transform) -> Callable[..., Any]:
   def update(best: Matches, shared, block: Block):
     queries, of_transform = shared
     rows, directed = directions(transform(of_transform, block.x, axis_name))

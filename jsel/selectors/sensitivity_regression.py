@@ -1,13 +1,17 @@
 """Sensitivity sampling for least squares: few rows whose weighted fit is about that of all."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsel.kernels import leverage, moments
+from jsel.kernels import leverage
+from jsel.kernels.rows import AxisName
 from jsel.selectors.cells import assigner, cluster, cluster_cost, sizes
+from jsel.selectors.covariance import covariance
 from jsel.selectors.parts import Block, Cost, Method, Pass, Take, Task
 from jsel.selectors.sensitivity import (
   Draws,
@@ -119,20 +123,18 @@ def sensitivity_regression(
 
 
 def _leverages(task: Task):
-  start = moments.init(task.width, covariance=True)
+  design = leverage.from_moments((yield from covariance(task)))
+  _, found = yield Pass("leverage", (), design, _scorer(task.axis_name))
+  return found["leverage"].astype(np.float64)
 
-  def see(seen: moments.Moments, shared: Any, block: Block):
-    del shared
-    return moments.update(seen, block.x, valid=block.valid, axis_name=task.axis_name), {}
 
-  def score(state: tuple[()], design: leverage.Design, block: Block):
-    found = leverage.apply(design, block.x, valid=block.valid, axis_name=task.axis_name)
+@functools.cache
+def _scorer(axis_name: AxisName) -> Callable[..., Any]:
+  def update(state: tuple[()], design: leverage.Design, block: Block):
+    found = leverage.apply(design, block.x, valid=block.valid, axis_name=axis_name)
     return state, {"leverage": found}
 
-  seen, _ = yield Pass("covariance", start, (), see)
-  design = leverage.from_moments(jax.tree.map(jnp.asarray, seen))
-  _, found = yield Pass("leverage", (), design, score)
-  return found["leverage"].astype(np.float64)
+  return update
 
 
 def bounds(

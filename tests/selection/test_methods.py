@@ -1,5 +1,6 @@
 """Methods over a pool in parts, against float64 NumPy."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -56,6 +57,27 @@ def test_the_size_of_blocks_changes_no_row(method, pool, columns, monkeypatch):
   whole = of()
   monkeypatch.setattr(walk, "block_rows", lambda *_: 512)
   assert of() == whole
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_second_call_compiles_nothing(method, pool, columns):
+  compiled = []
+
+  def on_duration(event, seconds, **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiled.append(about.get("fun_name", "?"))
+
+  of = lambda seed: select(
+    pool, method, 0.05, queries=pool[seed : seed + 3], columns=columns, seed=seed,
+    **OPTIONS.get(method, {}),
+  )  # fmt: skip
+  of(0)
+  jax.monitoring.register_event_duration_secs_listener(on_duration)
+  try:
+    of(1)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(on_duration)
+  assert not compiled
 
 
 def unit(x):
