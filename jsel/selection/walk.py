@@ -141,6 +141,8 @@ class Walker:
         sharding.place(valid, split),
         jax.device_put(np.int32(start), same),
       )
+      # One block is worked on at a time: where reading is faster, the whole pool would queue up.
+      jax.block_until_ready(state)
       state, rows = update(jax.device_put(state, same), shared, block)
       for name, column in jax.device_get(rows).items():
         if name not in found:

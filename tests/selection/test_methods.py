@@ -59,6 +59,24 @@ def test_the_size_of_blocks_changes_no_row(method, pool, columns, monkeypatch):
   assert of() == whole
 
 
+def test_no_block_waits_behind_another(rng, monkeypatch):
+  ready = []
+
+  def watched(update, mesh, compiled=walk.compiled):
+    def call(state, shared, block):
+      ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
+      return compiled(update, mesh)(state, shared, block)
+
+    return call
+
+  monkeypatch.setattr(walk, "compiled", watched)
+  monkeypatch.setattr(walk, "block_rows", lambda *_: 4096)
+  x = rng.standard_normal((65_536, 64), np.float32)
+  select(x, "rds", 0.05, queries=x[:64])
+  assert len(ready) == 16
+  assert all(ready)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_second_call_compiles_nothing(method, pool, columns):
   compiled = []
