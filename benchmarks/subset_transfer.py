@@ -42,18 +42,15 @@ Case = tuple[str, str, int, dict[str, Any]]  # name, method, layers, constants
 
 def cases(layers: int) -> list[Case]:
   """What is compared, for an encoder that gives so many layers."""
+  of_all: dict[str, Any] = {"layers": layers}
+  equal = of_all | {"normalize_layers": True}
   return [
     ("random", "random", 1, {}),
     ("rds", "rds", 1, {}),
     ("crds_w", "crds_w", 1, {}),
     ("crds_w, shrinkage 1", "crds_w", 1, {"shrinkage": 1.0}),
-    ("crds_r", "crds_r", layers, {"layers": layers}),
-    (
-      "crds_r, layers of equal length",
-      "crds_r",
-      layers,
-      {"layers": layers, "normalize_layers": True},
-    ),
+    ("crds_r", "crds_r", layers, of_all),
+    ("crds_r, layers of equal length", "crds_r", layers, equal),
   ]
 
 
@@ -219,9 +216,9 @@ def main(argv: list[str]) -> None:
       for asked in range(len(found.sources)):
         options = {"asked": asked, "seed": seed, "all_layers": len(taken)}
         runs.append(shares(layers, found.source, found.group, case, **options))
+    kept[given.encoder] = about | {"runs": runs}
+    PATH.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"{case[0]}: {percent(by_source(runs, case[0], 'of_source'))}", flush=True)
-  kept[given.encoder] = about | {"runs": runs}
-  PATH.write_text(json.dumps(kept, indent=1) + "\n")
   print(table(runs))
 
 

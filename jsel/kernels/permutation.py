@@ -41,10 +41,7 @@ def permute(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   References:
     Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002.
   """
-  if isinstance(n, (int, np.integer)):
-    return _of_static(key, index, int(n), backwards=False)
-  network = _network(key, n)
-  return _walk(lambda x: _encrypt(network, x), index, network)
+  return _program(n)(key, index, n, backwards=False)
 
 
 def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
@@ -54,18 +51,7 @@ def inverse(key: jax.Array, index: jax.Array, n: int | jax.Array) -> jax.Array:
   >>> inverse(key, permute(key, jnp.arange(5), 5), 5).tolist()
   [0, 1, 2, 3, 4]
   """
-  if isinstance(n, (int, np.integer)):
-    return _of_static(key, index, int(n), backwards=True)
-  network = _network(key, n)
-  return _walk(lambda x: _decrypt(network, x), index, network)
-
-
-# As programs of their own: called outside of one, loops would be compiled anew at every call.
-@functools.partial(jax.jit, static_argnames=("n", "backwards"), inline=True)
-def _of_static(key: jax.Array, index: jax.Array, n: int, *, backwards: bool) -> jax.Array:
-  network = _network(key, n)
-  step = _decrypt if backwards else _encrypt
-  return _walk(lambda x: step(network, x), index, network)
+  return _program(n)(key, index, n, backwards=True)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "n"), inline=True)
@@ -106,6 +92,21 @@ def inverse_range(key: jax.Array, start: int | jax.Array, count: int, n: int) ->
     # Positions that are past the end have not been brought back.
     x = jnp.minimum(x.at[place].set(back, mode="drop"), size - np.uint32(1))
   return x.astype(jnp.int32)
+
+
+def _moved(key: jax.Array, index: jax.Array, n: int | jax.Array, *, backwards: bool) -> jax.Array:
+  network = _network(key, n)
+  step = _decrypt if backwards else _encrypt
+  return _walk(lambda x: step(network, x), index, network)
+
+
+# Programs of their own: loops outside of one would be compiled anew at every call.
+_OF_STATIC = jax.jit(_moved, static_argnames=("n", "backwards"), inline=True)
+_OF_TRACED = jax.jit(_moved, static_argnames="backwards", inline=True)
+
+
+def _program(n: int | jax.Array) -> Callable[..., jax.Array]:
+  return _OF_STATIC if isinstance(n, (int, np.integer)) else _OF_TRACED
 
 
 class _Network(NamedTuple):

@@ -13,6 +13,7 @@ from jsel.models.encoders import open_bert
 from jsel.models.initial import to_softmax
 from jsel.models.outputs import Outputs, check_tokens
 from jsel.models.pooling import Pooling, pool
+from jsel.models.transformer import through
 from jsel.models.weights import Tensors
 
 
@@ -97,9 +98,10 @@ class FineTunedBert(nnx.Module):
     check_tokens(x, self.input_shape)
     mask = x >= 0
     states = self.bert.embedded(jnp.where(mask, x, 0))
-    states = through_all(self.bert.blocks, states, mask)
+    step = lambda block, x, item: (block(x, mask), item)
+    states = through(self.bert.blocks, states, (), step)[0]
     if self.trained is not None:
-      states = through_all(self.trained, states, mask)
+      states = through(self.trained, states, (), step)[0]
     features = pool(states, mask, pooling=self.pooling)
     return Outputs(self.head(features), features)
 
@@ -131,10 +133,3 @@ def freeze(module: nnx.Module) -> None:
     for name, variable in list(vars(part).items()):
       if isinstance(variable, nnx.Param):
         setattr(part, name, Frozen(variable[...]))
-
-
-def through_all(blocks: BertBlocks, x: jax.Array, mask: jax.Array) -> jax.Array:
-  """``x`` ``[b, l, width]`` after all of the stacked layers; one alone is compiled."""
-  graph, stack = nnx.split(blocks)
-  layer = lambda x, state: (nnx.merge(graph, state)(x, mask), None)
-  return jax.lax.scan(layer, x, stack)[0]

@@ -127,7 +127,7 @@ def through(
   Args:
     blocks: a module whose parameters all have the layers as first axis.
     x: ``[b, l, d]``, what the first layer reads.
-    layers: which states to keep: 0 is ``x``, i what leaves layer i.
+    layers: which states to keep, if any: 0 is ``x``, i what leaves layer i.
     step: ``(block, x, item) -> (x, item)`` with the block of one layer.
     per_layer: arrays with the layers as first axis, whose items ``step`` is given.
     remat: whether a backward pass works out anew what happens inside a layer, and keeps what enters
@@ -144,7 +144,8 @@ def through(
   # A state that nobody asked for is written past the end, which drops it.
   table = jnp.asarray([slot + [len(layers)] * (width - len(slot)) for slot in slots], jnp.int32)
   kept = jnp.zeros((len(layers), *x.shape), x.dtype)
-  put = lambda kept, x, slots: kept.at[slots].set(x[None], mode="drop")
+  # Into nothing, a scatter could not be differentiated.
+  put = lambda kept, x, slots: kept.at[slots].set(x[None], mode="drop") if layers else kept
 
   def body(carry, layer):
     x, kept = carry

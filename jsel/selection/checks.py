@@ -72,14 +72,16 @@ def check_needs(method: str, chosen: Method, given: Mapping[str, Any]) -> None:
       remedy = "--config.queries" if need == "queries" else f"--config.columns.{need}"
       raise ValueError(f"method {method} needs {need}, the pool comes without: set {remedy}")
     # A quality score may be missing for some rows, a length may not.
-    if need == "score" and not np.isfinite(given[need]).any():
+    if need != "score":
+      continue
+    score = given[need]
+    if not np.isfinite(score).any():
       raise ValueError(f"method {method} needs score, no row of the pool has a finite one")
-    infinite = np.flatnonzero(np.isinf(given[need])) if need == "score" else np.empty(0, int)
+    infinite = np.flatnonzero(np.isinf(score))
     if infinite.size:
-      row = infinite[0]
       raise ValueError(
-        f"the score of row {row} is {given[need][row]}: give a finite one, or none (NaN) where"
-        " it is not known"
+        f"the score of row {infinite[0]} is {score[infinite[0]]}: give a finite one, or none (NaN)"
+        " where it is not known"
       )
 
 
