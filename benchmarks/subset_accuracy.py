@@ -29,7 +29,7 @@ from benchmarks.glosses import Rows, Split
 from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
-from benchmarks.rankings import CONSTANTS, cut, lacks, rankings
+from benchmarks.rankings import CONSTANTS, cut, lacks, rankings_of_seeds
 from jsel.selectors.methods import METHODS, make
 
 PATH = RESULTS / "subset_accuracy.json"
@@ -111,10 +111,8 @@ def runs_of(
   constants: dict[str, Any],
 ) -> list[dict[str, Any]]:
   """A result for each unit and budget."""
-  of = [
-    rankings(method, rows, parts, losses, seed=seed, budgets=budgets, constants=constants)
-    for seed in range(seeds)
-  ]
+  options = {"budgets": budgets, "constants": constants}
+  of = rankings_of_seeds(method, rows, parts, losses, seeds=seeds, **options)
   results = []
   for unit, (place, budget) in itertools.product(units, enumerate(budgets)):
     found = [cut(one[place].ranking, rows.length[parts.pool], unit, budget) for one in of]

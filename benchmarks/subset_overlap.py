@@ -24,7 +24,7 @@ from benchmarks import glosses
 from benchmarks.glosses import Rows, Split
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
-from benchmarks.rankings import CONSTANTS, cut, lacks, rankings
+from benchmarks.rankings import CONSTANTS, cut, lacks, rankings_of_seeds
 from jsel.selection import select
 from jsel.selectors.methods import METHODS, make
 
@@ -52,10 +52,8 @@ def subsets(
     constants = CONSTANTS.get(method, {})
     options = {"budgets": (BUDGET,), "constants": constants}
     length = rows.length[parts.pool]
-    ranked = [
-      rankings(method, rows, parts, losses, seed=seed, **options)[0] for seed in range(seeds)
-    ]
-    found[method] = [cut(one.ranking, length, "rows", BUDGET).index for one in ranked]
+    ranked = rankings_of_seeds(method, rows, parts, losses, seeds=seeds, **options)
+    found[method] = [cut(one[0].ranking, length, "rows", BUDGET).index for one in ranked]
   return found
 
 

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks import glosses, heads, subset_accuracy
 from benchmarks.heads import Settings
-from benchmarks.rankings import cut, lacks, rankings
+from benchmarks.rankings import UNSEEDED, cut, lacks, rankings, rankings_of_seeds
 from jsel.selection import select
 
 SETTINGS = Settings(rate=1e-2, epochs=20, batch=32)
@@ -97,6 +97,18 @@ def test_what_is_cut_is_a_call_of_its_own(rows, parts, losses, method, unit):
   assert small.index.tolist() == alone.index.tolist()
   if unit == "tokens":
     assert wanted - length.max() < length[alone.index].sum() <= wanted
+
+
+@pytest.mark.parametrize("method", [*UNSEEDED, "k_center", "rds"])
+def test_methods_that_read_no_seed_are_ranked_once(rows, parts, losses, method):
+  arguments = (method, rows, parts, losses)
+  options = {"budgets": (0.02,), "constants": {}}
+  once = rankings_of_seeds(*arguments, seeds=2, **options)
+  ranked = [rankings(*arguments, seed=seed, **options) for seed in range(2)]
+  indices = [[one[0].ranking.index.tolist() for one in of] for of in (once, ranked)]
+  assert indices[0] == indices[1]
+  assert (indices[1][0] == indices[1][1]) == (method in UNSEEDED)
+  assert (once[0] is once[1]) == (method in UNSEEDED)
 
 
 def test_weights_are_those_of_the_number_of_rows(rows, parts, losses):
