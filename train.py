@@ -23,6 +23,7 @@ from jsel.data.vocabulary import vocabulary
 from jsel.kernels.random import key_of_seed
 from jsel.selectors import Pool
 from jsel.training import checkpoint, collect, evaluate, outputs
+from jsel.training.command import repeat_bitwise, run_main
 from jsel.training.config import HARMLESS
 from jsel.training.curves import plot_curves
 from jsel.training.fit import fit_selector
@@ -91,7 +92,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   )
   reading = {"threads": config.threads, "ahead": config.read_ahead}
   eval_options = {"batch_size": config.eval_batch_size // mesh.size * mesh.size, "mesh": mesh}
-  in_batches = lambda part: evaluate.batches(part, **eval_options, **reading)
+  parts = config.deterministic_reductions
+  in_batches = lambda part: evaluate.batches(part, **eval_options, **reading, parts=parts)
   eval_name = "validation" if dataset.validation else "test"
   test_batches = in_batches(dataset.test)
   eval_batches = in_batches(dataset.validation) if dataset.validation else test_batches
@@ -177,7 +179,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
     config, setup, state, train, step=step, candidates_key=selector_key, mesh=mesh, note=note
   )
   score = evaluate.make_evaluation(
-    learner.graphdef, learner.loss_function, learner.normalize, mesh=mesh
+    learner.graphdef,
+    learner.loss_function,
+    learner.normalize,
+    mesh=mesh,
+    parts=parts,
+    unroll=learner.unroll,
   )
   note(f"{total_steps:,} steps of {config.batch_size} rows")
 
@@ -336,12 +343,12 @@ def main(argv: list[str]) -> int:
   del argv
   if not WORKDIR.value:
     raise ValueError("--workdir is missing: where the run is to keep everything")
+  if CONFIG.value.deterministic:
+    repeat_bitwise()
   if CONFIG.value.get("task") == "rounds":
     return train_in_rounds(CONFIG.value, WORKDIR.value)
   return train_and_evaluate(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
-  from jsel.training.command import run_main
-
   run_main(main, default_config="configs/digits.py")

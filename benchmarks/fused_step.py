@@ -65,9 +65,18 @@ class Run(NamedTuple):
   steps_per_plan: int
 
 
-def make_run(model: str, selector: str, *, source: str, refresh_steps: int, batch_size: int) -> Run:
-  """As `train.py` makes it, its selector fitted."""
+def make_run(
+  model: str,
+  selector: str,
+  *,
+  source: str,
+  refresh_steps: int,
+  batch_size: int,
+  parts: int = 0,
+) -> Run:
+  """As `train.py` makes it, its selector fitted; ``parts`` are its deterministic_reductions."""
   config = base_config()
+  config.deterministic_reductions = parts
   config.data.name, config.model.name = source, model
   config.selector.name, config.selector.refresh_steps = selector, refresh_steps
   config.batch_size = batch_size

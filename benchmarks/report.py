@@ -20,6 +20,7 @@ from benchmarks import (
   big_pool,
   collectives,
   feeds,
+  fixed_order,
   fused_step,
   overhead,
   pool_size,
@@ -39,8 +40,14 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     accuracy.table,
   ),
   "digits": ("accuracy --name=digits --config=configs/digits.py --seeds=5", accuracy.table),
+  "wordnet": (
+    "accuracy --name=wordnet --config=configs/wordnet_dac.py --seeds=3"
+    " --selectors=full,random,rs2,dac_rounds",
+    accuracy.table,
+  ),
   "overhead": ("overhead", overhead.table),
   "fused_step": ("fused_step", of_results(fused_step.table)),
+  "fixed_order": ("fixed_order --devices=8", fixed_order.table),
   "collectives": ("collectives", collectives.table),
   "feeds": ("feeds", feeds.table),
   "pool_size": ("pool_size", pool_size.page),

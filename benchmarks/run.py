@@ -22,6 +22,8 @@ KERNELS = ("topk", "kmeans", "projection", "whitening", "sae", "similarity")
 OTHERS: dict[str, list[str]] = {
   "overhead": [],
   "fused_step": [],
+  "fixed_order --devices=1": [],
+  "fixed_order --devices=8": [],
   "collectives": [],
   "pool_size": [],
   "feeds": [],

@@ -222,6 +222,7 @@ def test_fashion_mnist_trains_the_cnn(tmp_path):
       "rank must be in [1, 256] for rows of 256 columns, got 500",
     ),
     (["--config.accumulate=3"], "accumulate=3 does not cut batch_size=64"),
+    (["--config.deterministic_reductions=3"], "=3 is no power of two that divides batch_size=64"),
     (["--config.data.name=own", "--config.data.train=/nowhere/x.npz"], "/nowhere/x.npz"),
     (["stray"], "unexpected argument 'stray'"),
   ],

@@ -56,7 +56,7 @@ def fixed_tree_sum(
     x = _pad(x, max(-(-x.shape[0] // LEAVES), 1) * LEAVES)
   leaves = _leaves(x.shape[0], axis_name)
   x = x.reshape(leaves, x.shape[0] // leaves, *x.shape[1:])
-  return _over_devices(_pairwise(_fold(x)), axis_name)
+  return over_devices(_pairwise(_fold(x)), axis_name)
 
 
 @rows("arrays", out=False)
@@ -114,7 +114,7 @@ def fixed_tree_map_sum(
     return jax.tree.map(lambda array: array[0] + array[1], pair)
 
   total = subtree(leaves, jnp.int32(0))
-  return jax.tree.map(lambda array: _over_devices(array, axis_name), total)
+  return jax.tree.map(lambda array: over_devices(array, axis_name), total)
 
 
 @rows("mask", out=False)
@@ -300,7 +300,7 @@ def _pairwise(x: jax.Array) -> jax.Array:
   return x[0]
 
 
-def _over_devices(x: jax.Array, axis_name: AxisName) -> jax.Array:
+def over_devices(x: jax.Array, axis_name: AxisName) -> jax.Array:
   """The upper levels of the tree: one partial sum a device."""
   devices = axis_size(axis_name)
   if axis_name is None:

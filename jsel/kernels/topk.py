@@ -195,7 +195,8 @@ def penalized_top_k(
 ) -> TopK:
   """`top_k` of ``scores - penalty * usage``: rows that were used often step back.
 
-  Computed in float32, product and difference each rounded. Sharding: as `top_k`.
+  Computed in float32, product and difference each rounded; a subnormal score or result counts as 0
+  or not, as the processor has it (0 on CPUs). Sharding: as `top_k`.
 
   Args:
     scores: ``[n]`` float32, bfloat16 or float16.

@@ -50,6 +50,12 @@ def _make_room_for_collectives() -> None:
     os.environ.setdefault("NPROC", str(4 * devices))
 
 
+def repeat_bitwise() -> None:
+  """Asks XLA for GPU operations that give the same bits in every run; before JAX has a device."""
+  flags_given = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{flags_given} --xla_gpu_deterministic_ops=true".strip()
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)

@@ -20,6 +20,8 @@ def base_config() -> ConfigDict:
   config.threads = 4  # that read for a feed, in each process
   config.read_ahead = 8  # batches that a feed has ready, in all or in each process
   config.accumulate = 1  # parts of a batch that gradients are computed of one after the other
+  config.deterministic = False  # on GPU: no operation that may give other bits from run to run
+  config.deterministic_reductions = 0  # parts of a batch, bitwise alike on so many devices; 0: off
   config.dispatch = "auto"  # "auto", "step" (the host dispatches each step) or "scan"
   config.label_smoothing = 0.0  # of the training loss
   config.log_every = 50  # steps

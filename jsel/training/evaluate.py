@@ -13,6 +13,7 @@ from jsel.data.arrays import Split
 from jsel.data.device import read_steps
 from jsel.data.rows import Rows
 from jsel.sharding import place, replicated, rows_sharding
+from jsel.training.parts import sum_of_parts
 
 
 class EvaluationBatch(NamedTuple):
@@ -48,7 +49,7 @@ class ReadBatches:
 
 
 def batches(
-  part: Split | Rows, *, batch_size: int, mesh: Mesh, threads: int, ahead: int
+  part: Split | Rows, *, batch_size: int, mesh: Mesh, threads: int, ahead: int, parts: int = 0
 ) -> Iterable[EvaluationBatch]:
   """A split cut into batches of one shape: on the devices if it is in memory, else read each time.
 
@@ -57,17 +58,20 @@ def batches(
     batch_size: rows of a batch, at most; a multiple of the devices.
     mesh: the mesh.
     threads, ahead: of `jsel.data.device.read_steps`.
+    parts: of `make_evaluation`.
   """
   if isinstance(part, Split):
-    return evaluation_batches(part.inputs, part.labels, batch_size=batch_size, mesh=mesh)
+    options = {"batch_size": batch_size, "mesh": mesh, "parts": parts}
+    return evaluation_batches(part.inputs, part.labels, **options)
   return ReadBatches(part, batch_size=batch_size, mesh=mesh, threads=threads, ahead=ahead)
 
 
 def evaluation_batches(
-  inputs: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh
+  inputs: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh, parts: int = 0
 ) -> list[EvaluationBatch]:
-  """Arrays cut into batches of one shape that stay on the devices."""
-  batch_size = min(batch_size, -(-len(labels) // mesh.size) * mesh.size)
+  """Arrays cut into batches of one shape, that of ``parts``, which stay on the devices."""
+  unit = max(mesh.size, parts)
+  batch_size = min(batch_size, -(-len(labels) // unit) * unit)
   batches = []
   for start in range(0, len(labels), batch_size):
     part = slice(start, start + batch_size)
@@ -85,16 +89,29 @@ def make_evaluation(
   preprocess: Callable[[jax.Array], jax.Array],
   *,
   mesh: Mesh,
+  parts: int = 0,
+  unroll: bool = False,
 ) -> Callable[[Any, Any, Iterable[EvaluationBatch]], dict[str, float]]:
-  """``evaluate(params, variables, batches) -> {"loss", "accuracy"}``, fetched once at the end."""
+  """``evaluate(params, variables, batches) -> {"loss", "accuracy"}``, fetched once at the end.
 
-  def totals(params, variables, batch, so_far):
+  With ``parts``, which divides the batches, bitwise the same on any number of devices up to that.
+  """
+
+  def of_rows(model, batch):
+    params, variables = model
     outputs = nnx.merge(graphdef, params, variables)(
       preprocess(batch.inputs), valid=batch.valid, train=False
     )
     rows = loss_function(outputs, batch.labels)
     total = lambda name: jnp.where(batch.valid, rows[name], 0).sum()
-    new = (total("loss"), total("correct"), batch.valid.sum(dtype=jnp.int32))
+    return (total("loss"), total("correct")), ()
+
+  if parts:
+    of_rows = sum_of_parts(of_rows, parts=parts, mesh=mesh, unroll=unroll)
+
+  def totals(params, variables, batch, so_far):
+    (loss, correct), _ = of_rows((params, variables), batch)
+    new = (loss, correct, batch.valid.sum(dtype=jnp.int32))
     return jax.tree.map(jnp.add, so_far, new)
 
   compiled = jax.jit(totals, out_shardings=replicated(mesh))

@@ -54,9 +54,11 @@ def plan_memory(
     given_rows: rows that a feed keeps on the devices at a time, 0 without a feed.
     device: one of the mesh.
   """
-  part = batch_size // learner.accumulate
-  rows = jax.ShapeDtypeStruct((part, *input_shape), input_dtype)
   devices = learner.mesh.size
+  in_turn = learner.accumulate
+  if learner.parts and not learner.unroll:
+    in_turn = learner.parts // devices
+  rows = jax.ShapeDtypeStruct((batch_size // in_turn, *input_shape), input_dtype)
   kinds = {
     "pool": device_bytes(pool.rows) + device_bytes(pool.valid),
     "selector": device_bytes(state.selector),

@@ -12,6 +12,7 @@ def base_config() -> ConfigDict:
   config.budget = 192  # rows trained on, in all rounds together
   config.batch_size = 16
   config.max_length = 128  # tokens of prompt and answer together
+  config.deterministic = False  # on GPU: no operation that may give other bits from run to run
   config.compilation_cache = ""  # a folder where compiled programs are kept
 
   config.data = ConfigDict()

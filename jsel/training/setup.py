@@ -62,6 +62,7 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     ValueError: if parts of the configuration are unknown, out of range, or do not go together.
   """
   check_batches(config, mesh.size)
+  check_reductions(config, mesh.size)
   tokens = is_tokens(examples.input_dtype)
   check_inputs(config, tokens)
   make_model = lambda rngs: models.make(
@@ -73,7 +74,7 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     **config.model.get(config.model.name, {}),
   )
   abstract_model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-  graphdef, _, _ = nnx.split(abstract_model, nnx.Param, ...)
+  graphdef, _, statistics, _ = nnx.split(abstract_model, nnx.Param, nnx.BatchStat, ...)
   known = abstract_model.vocabulary if tokens else 0  # pyrefly: ignore
   if examples.vocabulary > known:
     raise ValueError(
@@ -101,6 +102,7 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
       inputs = augment(key, inputs, ids, flip=config.augment.flip, crop=config.augment.crop)
     return examples.normalize(inputs)
 
+  convolutional = abstract_model.convolutional  # pyrefly: ignore
   optimizer, learning_rate = make_optimizer(config.optimizer, budget.total_steps)
   learner = Learner(
     graphdef,
@@ -111,6 +113,10 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     mesh,
     feedback=selector.feedback,
     accumulate=config.accumulate,
+    parts=config.deterministic_reductions,
+    # Convolutions in a loop are slow on CPU; but outside of one, running means are not bitwise the
+    # same, as the compiler contracts them as it fuses them.
+    unroll=convolutional and mesh.devices.flat[0].platform == "cpu" and not statistics,
   )
   if selector.fit and config.selector.fit_step:
     # What cannot be fitted is known from shapes, before any step.
@@ -118,7 +124,6 @@ def make_setup(config: ConfigDict, examples: Examples, mesh: Mesh) -> Setup:
     pool = pool_shapes(examples, config.feed, mesh)
     features = feature_shapes(config, make_model, examples, mesh)
     jax.eval_shape(make_fit(selector, mesh), key, features, Pool({}, pool.valid))
-  convolutional = abstract_model.convolutional  # pyrefly: ignore
   return Setup(budget, candidates, selector, make_model, convolutional, learner, learning_rate)
 
 
@@ -164,6 +169,38 @@ def check_batches(config: ConfigDict, devices: int) -> None:
     raise ValueError(
       f"accumulate={parts} does not cut batch_size={config.batch_size} into parts for {devices}"
       f" devices: batch_size has to be a multiple of {max(parts, 1) * devices}"
+    )
+
+
+def check_reductions(config: ConfigDict, devices: int) -> None:
+  """Raises a ValueError if sums over a batch cannot be in the fixed order that was asked for."""
+  parts, batch_size = config.deterministic_reductions, config.batch_size
+  if parts == 0:
+    return
+  if parts < 1 or parts & (parts - 1) or batch_size % parts:
+    raise ValueError(
+      f"deterministic_reductions={parts} is no power of two that divides"
+      f" batch_size={batch_size}: set one of up to {batch_size & -batch_size}, or 0"
+    )
+  if parts < devices:
+    raise ValueError(
+      f"deterministic_reductions={parts} parts are too few for {devices} devices: set the most"
+      " devices that the run is ever to have"
+    )
+  if config.accumulate != 1:
+    raise ValueError(
+      f"accumulate={config.accumulate} and deterministic_reductions={parts} both cut a batch into"
+      " parts: set accumulate=1, the memory of activations is that of a part either way"
+    )
+  if config.sharding.fsdp != 1:
+    raise ValueError(
+      f"deterministic_reductions={parts} needs every parameter on every device: set"
+      f" sharding.fsdp=1, not {config.sharding.fsdp}"
+    )
+  if config.eval_batch_size % parts:
+    raise ValueError(
+      f"eval_batch_size={config.eval_batch_size} does not divide into"
+      f" deterministic_reductions={parts} parts: choose a multiple of {parts}"
     )
 
 

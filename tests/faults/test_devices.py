@@ -1,6 +1,7 @@
 """A run that goes on with another number of devices: the same choice, the same losses but for sums.
 
-Gradients are summed over the devices, and so in another order on another number of them.
+Gradients are summed over the devices, and so in another order on another number of them, unless
+they are asked to be summed in a fixed one.
 """
 
 import json
@@ -11,17 +12,23 @@ import pyarrow.parquet
 import pytest
 
 from jsel import selectors
-from tests.faults.inside import Train, configuration
-from tests.selectors.test_contract import make
+from tests.faults.inside import FIT_STEP, Train, configuration
+from tests.faults.runs import exposed, logged, saved
+from tests.faults.test_resume import PAIRS
+from tests.selectors.test_contract import VARIANTS, make
 
 STEPS, CHANGE = 200, 100
 CHANGES = [(8, 4), (8, 2), (8, 1), (1, 8)]
+FED = [("infobatch", "resident"), ("rep_div/loss_aware", "planned"), ("loss", "super_batch")]
 
 
 def pytest_generate_tests(metafunc):
   if "name" in metafunc.fixturenames:
     names = selectors.SELECTORS if metafunc.config.getoption("--faults", default=0) else ["rs2"]
     metafunc.parametrize("name", names)
+  if "pair" in metafunc.fixturenames:
+    pairs = PAIRS if metafunc.config.getoption("--faults", default=0) else FED
+    metafunc.parametrize("pair", pairs, ids="-".join)
 
 
 @pytest.fixture
@@ -78,3 +85,34 @@ def test_a_run_goes_on_with_another_number_of_devices(name, train, tmp_path, fau
   for change, differences in found.items():
     assert differences["loss"] <= 1e-4, change  # the design's promise, as the next
     assert differences["accuracy"] <= 0.005, change
+
+
+@pytest.mark.timeout(0)
+def test_with_sums_in_a_fixed_order_another_number_of_devices_changes_nothing(
+  pair, train, tmp_path, faults, report
+):
+  variant, feed = pair
+  steps, change = 4 * FIT_STEP, 2 * FIT_STEP
+  config = configuration(
+    variant.split("/")[0],
+    feed,
+    steps=steps,
+    constants=VARIANTS[variant],
+    checkpoint_every=change,
+    log_every=1,
+    deterministic_reductions=8,
+  )
+  assert train(config, tmp_path / "1") == 0
+  changes = CHANGES if faults else [(8, 2)]
+  for before, after in changes:
+    workdir = tmp_path / f"{before} to {after}"
+    assert train(config, workdir, devices=before) == 0
+    assert saved(workdir) == saved(tmp_path / "1")
+    assert (logged(workdir), exposed(workdir)) == (logged(tmp_path / "1"), exposed(tmp_path / "1"))
+    for name in (f"checkpoints/{steps}", "summary.json", "exposure.parquet"):
+      path = workdir / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train(config, workdir, devices=after) == 0
+    assert saved(workdir) == saved(tmp_path / "1")
+    assert (logged(workdir), exposed(workdir)) == (logged(tmp_path / "1"), exposed(tmp_path / "1"))
+  report(injected=len(changes), survived=len(changes))

@@ -42,6 +42,8 @@ class Setup:
     ratio=0.5,
     fsdp=1,
     accumulate=1,
+    parts=0,
+    unroll=False,
     **constants,
   ):
     rng = np.random.default_rng(0)
@@ -87,6 +89,8 @@ class Setup:
       self.mesh,
       feedback=self.selector.feedback,
       accumulate=accumulate,
+      parts=parts,
+      unroll=unroll,
     )
     self.plan = make_plan(
       self.selector, self.state.selector, self.state.plan, mesh=self.mesh, batch_size=BATCH
