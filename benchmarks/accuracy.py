@@ -2,6 +2,8 @@
 
     python -m benchmarks.accuracy --name=digits --config=configs/digits.py --seeds=5
     python -m benchmarks.accuracy --name=fashion_mnist --config=configs/fashion_mnist.py --seeds=3
+    python -m benchmarks.accuracy --name=wordnet --config=configs/wordnet_dac.py --seeds=3 \
+        --selectors=full,random,rs2,dac_rounds --cache=CACHE
 
 Every run is `python train.py` in a process of its own, one after the other. Final-epoch test
 accuracy; nothing is chosen by it. Leaves benchmarks/results/NAME.json, written after every run, and
@@ -31,6 +33,8 @@ def one_run(
   """The summary.json of a run."""
   arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
   arguments += [f"--config.selector.name={selector}", *options]
+  if selector == "full":  # whatever part of the rows the others take
+    arguments.append("--config.selector.ratio=1.0")
   subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True)
   return json.loads((pathlib.Path(workdir) / "summary.json").read_text())
 
@@ -77,8 +81,10 @@ def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
   path = ROOT / "benchmarks" / "results" / f"{given.name}.json"
-  how = {"config": given.config, "options": given.option}
-  result = begun(path, resume=given.resume, **how)
+  # A folder of this machine is no part of the result.
+  cache = [f"--config.data.cache_dir={given.cache}"] if given.cache else []
+  how = {"config": given.config, "options": [*given.option, *cache]}
+  result = begun(path, config=given.config, options=given.option, resume=given.resume)
   done = {(run["selector"], run["seed"]) for run in result["runs"]}
   with tempfile.TemporaryDirectory() as folder:
     # Seeds outermost: a drift of the machine falls on all selectors alike.
@@ -96,5 +102,6 @@ if __name__ == "__main__":
   flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...")
   flags.DEFINE_list("selectors", ["full", "random", "rs2", "rep_div"], "To compare.")
   flags.DEFINE_multi_string("option", [], "Further options of every run.")
+  flags.DEFINE_string("cache", "", "Folder of embeddings, outside of the repository; of wordnet.")
   flags.DEFINE_bool("resume", False, "Keep the runs that the result has already.")
   app.run(main)
