@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +12,20 @@ from tests.faults.runs import one_line, outcome, run, start
 from tests.harms import HARMS
 
 SHORT = ("--config.steps=40",)
+PAGE = 4096  # bytes that tmpfs gives a file at a time
+NAMESPACE = ("unshare", "--map-root-user", "--mount")
+# On a small disk: the run, which fails; with more space the run again; then a copy of its folder.
+ON_A_DISK = """
+set -e
+disk=$1 unfinished=$2 small=$3 large=$4 after=$5; shift 5
+mount -t tmpfs -o size=$small tmpfs $disk
+cp -r $unfinished $disk/run
+code=0; "$@" || code=$?
+echo ended with $code
+mount -o remount,size=$large $disk
+"$@"
+cp -r $disk/run $after
+"""
 DISKS = "a folder that cannot be written needs another user than root"
 
 
@@ -91,6 +106,30 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_once_there_is_space
   assert code == 0, err
   assert "going on from step 36" in out
   assert outcome(unfinished) == whole[1]
+
+
+def test_a_file_system_that_is_full_keeps_the_last_good_checkpoint(whole, unfinished, tmp_path):
+  """As the one before on a disk of a few pages: any write may fail, not that of large files."""
+  mounted = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, check=False)
+  if mounted.returncode:
+    pytest.skip(f"a disk of its own needs Linux's user namespaces: {mounted.stderr.strip()}")
+  shutil.rmtree(unfinished / "checkpoints" / "40")
+  pages = sum(1 + path.stat().st_size // PAGE for path in unfinished.rglob("*"))
+  disk, after = tmp_path / "disk", tmp_path / "after"
+  disk.mkdir()
+  small, large = (f"{(pages + more) * PAGE // 1024}k" for more in (12, 10_000))
+  of_disk = ("bash", "-c", ON_A_DISK, "disk", str(disk), str(unfinished), small, large, str(after))
+  code, out, err = run(disk / "run", *SHORT, prefix=(*NAMESPACE, *of_disk))
+  assert code == 0, err
+  assert "Traceback" not in err
+  first, second = out.split("ended with ")[:2]
+  assert second.startswith("2\n"), out
+  told = [line for line in err.splitlines() if line.startswith("train.py: error:")]
+  assert len(told) == 1, err
+  assert str(disk / "run") in told[0]
+  assert "going on from step 36" in first
+  assert "going on from step 36" in second
+  assert outcome(after) == whole[1]
 
 
 def test_a_workdir_that_may_not_be_written_is_refused(whole, unfinished):
