@@ -34,10 +34,10 @@ def segment_sum(
   matters, so the result is bitwise the same on any device count.
 
   Args:
-    x: ``[n, d]`` rows of any real dtype, taken in float32.
+    x: ``[n, d]`` rows of any real dtype, taken in float32, where on CPU what is below 1.2e-38 is 0.
     labels: ``[n]`` int32; rows labelled outside of [0, count) are left out.
     count: how many labels there are, static.
-    weights: ``[n]`` of any real dtype; all 1 if None.
+    weights: ``[n]`` of any real dtype, likewise; all 1 if None.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:

@@ -9,6 +9,7 @@ from tests.inputs.hostile import (
   close,
   counting,
   is_tame,
+  normal,
   squares,
   usable,
   weights_of,
@@ -86,7 +87,7 @@ def check_minibatch(i, got):
 def check_segment_sum(i, got):
   """Each product is rounded to 2**-33 of the largest of its column."""
   with np.errstate(all="ignore"):
-    part = (i.weights.astype(np.float32)[:, None] * i.x.astype(np.float32)).astype(np.float64)
+    part = (normal(i.weights)[:, None] * normal(i.x)).astype(np.float64)
   counts = (i.labels >= 0) & (i.labels < 6)
   for column in range(part.shape[1]):
     if not np.isfinite(part[counts, column]).all():

@@ -88,6 +88,12 @@ def weights_of(inputs):
   return np.where(counts, weights, 0)
 
 
+def normal(x):
+  """float32 with 0 for subnormal numbers, which XLA's arithmetic on CPU has not."""
+  x = x.astype(np.float32)
+  return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+
+
 def is_tame(inputs):
   """Whether float32 holds the squares of the rows and of their differences."""
   x = np.abs(inputs.x.astype(np.float64))

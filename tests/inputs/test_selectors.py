@@ -1,4 +1,4 @@
-"""Selectors under hostile feedback, usage and features: whole plans of rows of the pool, always."""
+"""Selectors under hostile feedback, usage and features: plans and picks are whole, always."""
 
 import hypothesis
 import jax
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jsel.selectors import Batch
+from jsel.selectors import Batch, Candidates
 from tests.inputs.hostile import ODD, palettes
 from tests.selectors.test_contract import SIZE, VARIANTS, chosen, make, make_pool
 
 FEEDBACK = (*ODD, 0.5, 1.0, 2.0, 3e38)
+COUNT = 16  # picks, of three times as many candidates
 USAGE = (0, 1, 7, 2**24 + 1, 2**31 - 3)  # of the last but two plans that int32 can count
 
 
@@ -69,6 +70,44 @@ def test_plans_stay_whole_and_recover(variant, tally):
     for name, column in (*state.rows.items(), *state.shared.items()):
       if jnp.issubdtype(column.dtype, jnp.floating):
         assert np.isfinite(column).all(), f"{name} does not recover"
+    tally["answered"] += 1
+
+  run()
+
+
+PICKING = [variant for variant in VARIANTS if make(variant).pick]
+
+
+@pytest.mark.parametrize("variant", PICKING)
+def test_picks_are_distinct_candidates_whatever_was_said_of_them(variant, tally):
+  pool = jax.tree.map(jnp.asarray, make_pool(hostile_features()))
+  selector = make(variant)
+  start = selector.init(jax.random.key(0), pool, None)
+
+  @jax.jit
+  def step(key, state, candidates, step):
+    state, picks = selector.pick(key, state, pool, candidates, COUNT, step)
+    batch = Batch(candidates.ids[picks.position], picks.weight, jnp.ones(COUNT, bool))
+    said = {name: x[picks.position] for name, x in candidates.outputs.items()}
+    return selector.update(state, batch, said), picks
+
+  @hypothesis.given(palettes(FEEDBACK), st.sampled_from(USAGE), st.integers(0, 2**32 - 1))
+  def run(palette, usage, seed):
+    rng = np.random.default_rng(seed)
+    tally["tried"] += 1
+    planned = jnp.where(pool.valid, jnp.int32(usage), 0)
+    state = start._replace(rows={**start.rows, "planned": planned})
+    for number, values in enumerate((palette, (0.5, 1.0))):
+      ids = jnp.asarray(rng.permutation(SIZE)[: 3 * COUNT].astype(np.int32))
+      said = np.asarray(values, np.float32)[rng.integers(0, len(values), 3 * COUNT)]
+      outputs = dict.fromkeys(selector.feedback, jnp.asarray(said))
+      state, picks = step(jax.random.key(seed), state, Candidates(ids, outputs), jnp.int32(number))
+      position, weight = np.asarray(picks.position), np.asarray(picks.weight)
+      assert len(set(position.tolist())) == COUNT
+      assert position.min() >= 0
+      assert position.max() < 3 * COUNT
+      assert np.isfinite(weight).all()
+      assert (weight > 0).all()
     tally["answered"] += 1
 
   run()

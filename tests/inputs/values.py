@@ -188,7 +188,7 @@ def check_encode(i, got):
 
 
 def check_decode(i, got):
-  with np.errstate(invalid="ignore"):
+  with np.errstate(invalid="ignore", over="ignore"):
     rows = wide(np.asarray(autoencoder(3).decoder))[codes(i).index]
     value = wide(np.asarray(codes(i).value))
     close(got, (value[:, :, None] * rows).sum(1), np.abs(np.nan_to_num(value)).sum(1)[:, None])
