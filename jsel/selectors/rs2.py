@@ -7,6 +7,9 @@ from jsel.kernels import gather, permutation, random, scatter, topk
 from jsel.kernels.rows import first_row
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 
+# Plans of at most so many rows, in pools of 16 times as many, are worked out from their own ids.
+FEW, TIMES = 2**14, 16
+
 
 def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None) -> Selector:
   """The next ``rows`` of a keyed permutation, around and around.
@@ -45,22 +48,35 @@ def rs2(*, size: int, rows: int, axis_name: str | tuple[str, ...] | None = None)
       {"key": key, "shuffles": jnp.int32(0), "start": jnp.int32(0)},
     )
 
+  def many_rows(shuffle, start, valid):
+    count = valid.shape[0]
+    place = permutation.inverse_range(shuffle, first_row(count, axis_name), count, size)
+    # How far past the start, around the end: a sum with `size` could pass 2**31.
+    ahead = jnp.where(place >= start, place - start, place + (size - start))
+    return valid & (ahead < rows)
+
+  def few_rows(shuffle, start, planned):
+    ahead = jnp.arange(rows, dtype=jnp.int32)
+    place = jnp.where(ahead < size - start, start + ahead, ahead - (size - start))
+    index = permutation.permute(shuffle, place, size)
+    mask = scatter.scatter(jnp.zeros_like(planned, bool), index, True, axis_name=axis_name)
+    return mask, scatter.scatter_add(planned, index, 1, axis_name=axis_name)
+
   def select(key, state, pool, step):
     del key, step
     start, shuffles = state.shared["start"], state.shared["shuffles"]
     shuffle = jax.random.fold_in(state.shared["key"], shuffles)
-    count = pool.valid.shape[0]
-    place = permutation.inverse_range(shuffle, first_row(count, axis_name), count, size)
-    # How far past the start, around the end: a sum with `size` could pass 2**31.
-    ahead = jnp.where(place >= start, place - start, place + (size - start))
-    mask = pool.valid & (ahead < rows)
+    if rows <= min(FEW, size // TIMES):
+      mask, planned = few_rows(shuffle, start, state.rows["planned"])
+    else:
+      mask = many_rows(shuffle, start, pool.valid)
+      planned = state.rows["planned"] + mask.astype(jnp.int32)
     stop = jnp.where(rows >= size - start, rows - (size - start), rows + start)
     shared = {
       "key": state.shared["key"],
       "shuffles": shuffles + (stop == 0).astype(jnp.int32),
       "start": stop,
     }
-    planned = state.rows["planned"] + mask.astype(jnp.int32)
     return Columns({"planned": planned}, shared), Plan(mask, None), {}
 
   def pick(key, state, pool, candidates, count, step):

@@ -1,5 +1,7 @@
 """What each method promises by itself."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 import jsel
-from jsel import selectors
+from jsel import selectors, sharding
 from jsel.selectors import Batch, Columns, Pool, with_fit
 from jsel.selectors.factors import at_once, in_turn, shares
 
@@ -256,6 +258,41 @@ def test_rs2_visits_every_row_once_a_pass(size):
     assert planned.max() - planned.min() <= 1
     assert len(rows_of(plan)) == rows
   assert planned.sum() == 3 * size * rows
+
+
+@pytest.mark.parametrize(("size", "rows"), [(900, 7), (1024, 64), (2000, 125)])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rs2_plans_few_rows_by_their_ids_as_by_the_pool_s(monkeypatch, size, rows, devices):
+  module = sys.modules[selectors.rs2.__module__]
+  assert rows <= size // module.TIMES
+  mesh = jsel.make_mesh(jax.devices()[:devices])
+  axis = sharding.row_axes(mesh)
+  spec = jax.P(axis)
+  found = {}
+  for few in (module.FEW, 0):
+    monkeypatch.setattr(module, "FEW", few)
+    selector = selectors.rs2(size=size, rows=rows, axis_name=axis)
+    pool = Pool({}, jax.device_put(pool_of(size).valid, sharding.rows_sharding(mesh)))
+    state = selector.init(jax.random.key(0), pool, None)
+    columns = Columns(spec, jax.P())  # of rows, and of what devices share
+    step = jax.jit(
+      jax.shard_map(
+        lambda state, pool, step, selector=selector: selector.select(
+          jax.random.key(1), state, pool, step
+        )[:2],
+        mesh=mesh,
+        in_specs=(columns, spec, jax.P()),
+        out_specs=(columns, spec),
+      )
+    )
+    masks = []
+    for number in range(2 * size // rows + 2):  # twice around
+      state, plan = step(state, pool, jnp.int32(number))
+      masks.append(np.asarray(plan.mask))
+    assert masks[0].sum() == rows
+    found[few] = np.stack(masks), np.asarray(state.rows["planned"]), state.shared["start"].item()
+  for few, many in zip(*found.values(), strict=True):
+    np.testing.assert_array_equal(few, many)
 
 
 def test_rs2_draws_a_new_order_each_pass():
