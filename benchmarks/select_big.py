@@ -6,7 +6,8 @@
 Writes made-up embeddings, 5,000,000 x 384 float32 in parquet files (7.7 GB), with lengths, scores
 and sources, and 285 queries. Then `python -m jsel.select` takes 3.5 % of them by each method, as a
 person would start it. Memory is that of the process and of all that it starts, as a whole and
-without what files back (benchmarks/watch.py). Leaves benchmarks/results/select_big.json, in which a
+without what files back (benchmarks/watch.py); beside both stands what the command's own plan said
+before it began. Leaves benchmarks/results/select_big.json, in which a
 case that is measured again replaces itself; exits with 1 where a run took more than --limit_gib. A
 pool that is in the folder already is used, and kept.
 """
@@ -83,7 +84,12 @@ def select(folder: pathlib.Path, method: str, budget: float) -> dict[str, Any]:
     summary = json.loads((workdir / "summary.json").read_text())
     taken = pq.read_table(workdir / "subset.parquet", columns=["index"])["index"].to_numpy()
   assert len(np.unique(taken)) == len(taken) == summary["rows"]
-  return {"method": method, "budget": budget, "rows_taken": len(taken), **found}
+  told = {
+    **{"planned_seconds": summary["estimate"]["seconds"]},
+    **{"planned_bytes": summary["estimate"]["peak_bytes"]},
+    **{"stage_seconds": summary["stage_seconds"], "walks": summary["walks"]},
+  }
+  return {"method": method, "budget": budget, "rows_taken": len(taken), **found, **told}
 
 
 def facts(folder: pathlib.Path) -> dict[str, Any]:
@@ -100,14 +106,19 @@ def facts(folder: pathlib.Path) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
   """A row a case, as Markdown."""
-  lines = ["| method | pool rows | taken | seconds | peak GiB | without files |", f"|{6 * '---|'}"]
+  lines = [
+    "| method | pool rows | taken | seconds | planned s | peak GiB | planned GiB | without files |",
+    f"|{8 * '---|'}",
+  ]
   for result in results:
     cells = [
       result["method"],
       f"{result['pool']['rows']:,}",
       f"{result['rows_taken']:,}",
       f"{result['seconds']:.0f}",
+      f"{result['planned_seconds']:.0f}",
       f"{result['peak_bytes'] / 2**30:.2f}",
+      f"{result['planned_bytes'] / 2**30:.2f}",
       f"{result['peak_unbacked_bytes'] / 2**30:.2f}",
     ]
     lines.append(f"| {' | '.join(cells)} |")
