@@ -75,7 +75,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
 
   def approve(made: plan.Plan) -> None:
     estimates.append(made)
-    for line in plan.lines(made, method):
+    for line in plan.lines(made, method, picture=config.picture):
       note(line)
     limits = {"slow_minutes": config.slow_minutes, "allow_slow": config.allow_slow}
     plan.check_time(made, method, **limits)

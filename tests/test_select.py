@@ -128,6 +128,15 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(stop, walk, clustere
   assert not progress.exists()
 
 
+@pytest.mark.parametrize("picture", [True, False])
+def test_the_plan_says_what_a_picture_reads(picture, files, tmp_path):
+  given = (f"pool={files}/pool.parquet", "method.name=random", f"picture={picture}")
+  result = run(tmp_path, *given)
+  assert result.returncode == 0, result.stderr
+  assert ("subset.png: one walk more, about 0:0" in result.stdout) == picture
+  assert (tmp_path / "subset.png").exists() == picture
+
+
 def test_what_would_take_too_long_is_asked_about_first(files, tmp_path):
   given = (f"pool={files}/pool.parquet", "method.name=km_closest", "slow_minutes=1e-9")
   refused = run(tmp_path, *given)

@@ -89,14 +89,17 @@ def peak_resident_bytes() -> int:
   return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def lines(plan: Plan, method: str) -> list[str]:
-  """The plan for people."""
+def lines(plan: Plan, method: str, *, picture: bool) -> list[str]:
+  """The plan for people; with what a ``picture`` reads afterwards, which is no part of it."""
+  walk = plan.read_bytes / plan.walks / plan.read_rate
+  drawn = f"subset.png: one walk more, about {clock(walk)}; --config.picture=False saves it"
   return [
     f"{plan.rows:,} rows of {plan.width} columns in {plan.files} files,"
     f" {readable(4.0 * plan.rows * plan.width)} as float32, in blocks of {plan.block_rows:,} rows",
     f"{method}: about {clock(plan.seconds)} and {readable(plan.peak_bytes)} of memory:"
     f" {plan.walks:g} walks that read {readable(plan.read_bytes)} at"
     f" {readable(plan.read_rate)}/s, {plan.flops:.3g} operations at {plan.product_rate:.3g}/s",
+    *([drawn] if picture else []),
   ]
 
 
