@@ -57,6 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   path = outputs.check_workdir(workdir)
   if is_first:
     outputs.hold(path)
+  outputs.check_holds_no("a subset of python -m jsel.select", path)
   resolved = outputs.config_dict(config)
   if config.compilation_cache:
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)

@@ -9,7 +9,6 @@ mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and S
 """
 
 import io
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,10 +23,11 @@ from ml_collections import ConfigDict, config_flags
 import jsel
 from jsel.data.subset_pool import metadata
 from jsel.selection import asked, picture, plan, rows, screen
-from jsel.selection.answers import Answers, check_same
+from jsel.selection.answers import Answers
 from jsel.selection.balance import balance
 from jsel.selection.config import HARMLESS
 from jsel.selection.display import Display
+from jsel.selection.finished import check_finished, remove_finished
 from jsel.selection.reader import Reader
 from jsel.selection.run import select
 from jsel.selection.subset import pool_facts, subset_table
@@ -45,6 +45,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   seconds, lap = stopwatch()
   path = outputs.check_workdir(workdir)
   outputs.hold(path)
+  outputs.check_holds_no("a training run", path)
   if not config.pool:
     raise ValueError("--config.pool is missing: files of embeddings to choose from")
   about = {
@@ -56,14 +57,12 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
   # ---- What the workdir holds already -----------------------------------------------------------
 
   if (path / "summary.json").exists() and not config.overwrite:
-    saved, manifest = (
-      json.loads((path / f"{name}.json").read_text()) for name in ("config", "manifest")
-    )
-    check_same(saved, manifest["data"].get("inputs", {}), about, harmless=HARMLESS)
+    check_finished(path, about, harmless=HARMLESS)
     note(f"all is done, see {path / 'summary.json'}; --config.overwrite=True does it again")
     return 0
   if config.shard:
     return encode_shard(config, path)
+  asked.check(config)
   answers = Answers(path / "progress", about, save_seconds=config.save_seconds, warn=warn)
   answers.open(harmless=HARMLESS, overwrite=config.overwrite)
   rows.check_kind(config.write_rows)
@@ -72,6 +71,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
 
   method = config.method.name
   estimates: list[plan.Plan] = []
+  searched: list[screen.Searched] = []
 
   def approve(made: plan.Plan) -> None:
     estimates.append(made)
@@ -93,13 +93,18 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
       pool = reader.open(config.pool, config.columns.to_dict(), key="pool")
       arguments = asked.arguments(config, reader)
       lap("opening")
-      searched = screen.search(pool, reader, config, report=display, stop=stop.asked)
-      lap("searching")
+
+      def exclude() -> np.ndarray | None:
+        lap("planning")
+        searched.append(screen.search(pool, reader, config, report=display, stop=stop.asked))
+        lap("searching")
+        return searched[0].mask
+
       subset = select(
         pool,
         method,
         config.budget,
-        exclude=searched.mask,
+        exclude=exclude,
         report=display,
         warn=warn,
         stop=stop.asked,
@@ -118,7 +123,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
 
   # ---- What is left behind ----------------------------------------------------------------------
 
-  (path / "summary.json").unlink(missing_ok=True)
+  remove_finished(path)
   outputs.write_json(path / "config.json", about["config"])
   facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256, "inputs": about["inputs"]}
   outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
@@ -144,7 +149,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     "budget_unit": config.budget_unit,
     "seed": config.seed,
     **reader.facts,
-    **screen.write(path, searched),
+    **screen.write(path, searched[0]),
     "found": found,
     "balance": counts,
     "walks": display.walks,

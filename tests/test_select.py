@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def files(tmp_path_factory):
   (folder / "cut.parquet").write_bytes((folder / "pool.parquet").read_bytes()[:5000])
   np.save(folder / "pickled.npy", np.array([{}]), allow_pickle=True)
   return folder
+
+
+@pytest.fixture(scope="module")
+def done(files, tmp_path_factory):
+  """The workdir of a selection, and what it was asked for."""
+  given = (f"pool={files}/pool.parquet", "method.name=random", "picture=False")
+  workdir = tmp_path_factory.mktemp("done") / "run"
+  result = run(workdir, *given)
+  assert result.returncode == 0, result.stderr
+  return workdir, given
 
 
 def test_queries_of_one_digit_pick_that_digit_and_a_second_run_is_done(files, tmp_path):
@@ -128,6 +139,63 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(stop, walk, clustere
   assert not progress.exists()
 
 
+def test_a_selection_that_is_done_over_leaves_nothing_of_the_one_before(files, tmp_path):
+  given = (f"pool={files}/pool.parquet", "method.name=random", "budget=0.05")
+  first = run(tmp_path, *given, "dedup=0.99", "write_rows=jsonl")
+  assert first.returncode == 0, first.stderr
+  # The plan first, then what takes long.
+  assert first.stdout.index("random: about") < first.stdout.index("rows are not chosen from")
+  assert {"rows.jsonl", "excluded.parquet", "subset.png"} <= {p.name for p in tmp_path.iterdir()}
+  again = run(tmp_path, *given, "seed=1", "picture=False", "overwrite=True")
+  assert again.returncode == 0, again.stderr
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left == ["config.json", "manifest.json", "subset.parquet", "summary.json"]
+
+
+@pytest.mark.parametrize(
+  ("name", "damage"),
+  [
+    ("config.json", b'{"pool": '),
+    ("config.json", b"[]"),
+    ("manifest.json", b"{}"),
+    ("manifest.json", None),
+    ("subset.parquet", None),
+  ],
+)
+def test_a_finished_selection_that_is_damaged_is_told_in_one_line(name, damage, done, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(done[0], workdir)
+  (workdir / name).unlink() if damage is None else (workdir / name).write_bytes(damage)
+  result = run(workdir, *done[1])
+  assert result.returncode == 2, result.stderr
+  assert len(result.stderr.strip().splitlines()) == 1
+  assert "is damaged" in result.stderr
+  assert "--config.overwrite=True" in result.stderr
+
+
+def test_the_two_commands_keep_out_of_each_other_s_workdirs(done, files, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(done[0], workdir)
+  before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+  command = [sys.executable, "train.py", f"--workdir={workdir}", "--config.steps=1"]
+  trained = subprocess.run(
+    command,
+    cwd=ROOT,
+    env={**os.environ, **ENVIRONMENT},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert trained.returncode == 2, trained.stderr
+  assert "holds a subset of python -m jsel.select (subset.parquet)" in trained.stderr
+  assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+  (tmp_path / "trained").mkdir()
+  (tmp_path / "trained" / "metrics.jsonl").write_text("")
+  result = run(tmp_path / "trained", f"pool={files}/pool.parquet", "method.name=random")
+  assert result.returncode == 2
+  assert "holds a training run (metrics.jsonl): choose another --workdir" in result.stderr
+
+
 @pytest.mark.parametrize("picture", [True, False])
 def test_the_plan_says_what_a_picture_reads(picture, files, tmp_path):
   given = (f"pool={files}/pool.parquet", "method.name=random", f"picture={picture}")
@@ -149,9 +217,12 @@ def test_what_would_take_too_long_is_asked_about_first(files, tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (("pool={}/cut.parquet",), "no whole parquet"),
-    (("pool={}/pickled.npy",), "never unpickled"),
-    (("pool={}/pool.parquet", "columns.embedding=embeddings"), "did you mean 'embedding'"),
+    (("pool={}/cut.parquet", "queries={}/queries.npy"), "no whole parquet"),
+    (("pool={}/pickled.npy", "queries={}/queries.npy"), "never unpickled"),
+    (
+      ("pool={}/pool.parquet", "method.name=random", "columns.embedding=embeddings"),
+      "did you mean 'embedding'",
+    ),
     (("pool={}/pool.parquet",), "needs queries"),
   ],
 )

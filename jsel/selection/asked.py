@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 
 from jsel.data import files
 from jsel.data.digest import files_sha256
+from jsel.selection.checks import check_budget
 from jsel.selection.constraints import read_amounts, read_ids
 from jsel.selection.reader import Reader
+from jsel.selectors import methods
 
 TASK = re.compile(r"([\w-]+)=(.+)")
 INPUTS = ("pool", "queries", "exclude", "must_include", "must_exclude")
@@ -53,6 +55,17 @@ def input_hashes(config: ConfigDict) -> dict[str, str]:
   return found
 
 
+def check(config: ConfigDict) -> None:
+  """Raises a ValueError for what can be told before any file is read or text is encoded."""
+  chosen = methods.make(config.method.name, **_constants(config))
+  if "queries" in chosen.needs and not config.queries:
+    raise ValueError(f"method {config.method.name} needs queries: set --config.queries")
+  check_budget(config.budget, config.budget_unit, chosen.weighted)
+  for key in ("caps", "floors", "task_quotas"):
+    if config[key]:
+      read_amounts(config[key], key)
+
+
 def arguments(config: ConfigDict, reader: Reader) -> dict[str, Any]:
   """What `jsel.selection.select` is called with beside the pool, the method and the budget.
 
@@ -71,8 +84,6 @@ def arguments(config: ConfigDict, reader: Reader) -> dict[str, Any]:
   quotas = read_amounts(config.task_quotas, "task_quotas") if config.task_quotas else None
   if quotas is not None and list(queries) in ([], [""]):
     raise ValueError("--config.task_quotas needs tasks: --config.queries=NAME=FILE,NAME=FILE")
-  name = config.method.name
-  constants = config.method[name].to_dict() if name in config.method else {}
   return {
     "unit": config.budget_unit,
     "queries": queries or None,
@@ -83,5 +94,10 @@ def arguments(config: ConfigDict, reader: Reader) -> dict[str, Any]:
     "must_exclude": read_ids(config.must_exclude, "must_exclude") if config.must_exclude else (),
     "on_nonfinite": config.on_nonfinite,
     "seed": config.seed,
-    **constants,
+    **_constants(config),
   }
+
+
+def _constants(config: ConfigDict) -> dict[str, Any]:
+  name = config.method.name
+  return config.method[name].to_dict() if name in config.method else {}

@@ -96,6 +96,21 @@ def check_lengths(length: np.ndarray | None) -> None:
     )
 
 
+def check_budget(budget: float, unit: str, weighted: bool) -> None:
+  """Raises a ValueError for a budget that is none of any pool."""
+  if unit not in ("fraction", "rows", "tokens"):
+    raise ValueError(f"budget_unit must be fraction, rows or tokens, got {unit!r}")
+  if not math.isfinite(budget):
+    raise ValueError(f"the budget is {budget}: give a number of {unit}")
+  if unit == "tokens" and weighted:
+    raise ValueError("weights hold for a number of rows: give a budget of fraction or rows")
+  if unit == "rows" and budget != int(budget):
+    raise ValueError(f"a budget of rows is a whole number, got {budget}: or set fraction")
+  if budget <= 0 or (unit == "fraction" and budget > 1):
+    most = "a share in (0, 1]" if unit == "fraction" else f"a number of {unit} above 0"
+    raise ValueError(f"the budget is {budget} {unit}: give {most}")
+
+
 def rows_wanted(
   budget: float, unit: str, rows: int, length: np.ndarray | None, weighted: bool
 ) -> int:
@@ -104,21 +119,14 @@ def rows_wanted(
   >>> rows_wanted(0.035, "fraction", 2_000_000, None, False)
   70000
   """
-  if unit not in ("fraction", "rows", "tokens"):
-    raise ValueError(f"budget_unit must be fraction, rows or tokens, got {unit!r}")
-  if not math.isfinite(budget):
-    raise ValueError(f"the budget is {budget}: give a number of {unit}")
+  check_budget(budget, unit, weighted)
   if unit == "tokens":
     if length is None:
       raise ValueError("a budget of tokens needs the column length: set --config.columns.length")
-    if weighted:
-      raise ValueError("weights hold for a number of rows: give a budget of fraction or rows")
     if not 0 < budget <= length.sum():
       raise ValueError(f"the budget must be in (0, {length.sum():.0f}] tokens, got {budget}")
     return int(np.clip(np.ceil(budget / max(length.mean(), 1e-9)), 1, rows))
-  if unit == "rows" and budget != int(budget):
-    raise ValueError(f"a budget of rows is a whole number, got {budget}: or set fraction")
   count = round(budget * rows) if unit == "fraction" else int(budget)
-  if not 1 <= count <= rows or (unit == "fraction" and budget > 1):
+  if not 1 <= count <= rows:
     raise ValueError(f"the budget is {budget} {unit} of a pool of {rows} rows: give 1 to all rows")
   return count

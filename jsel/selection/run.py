@@ -26,7 +26,7 @@ def select(
   queries: np.ndarray | Mapping[str, np.ndarray] | None = None,
   task_quotas: Mapping[str, float] | None = None,
   columns: Mapping[str, Any] | None = None,
-  exclude: np.ndarray | None = None,
+  exclude: np.ndarray | Callable[[], np.ndarray | None] | None = None,
   must_include: Sequence[Any] | np.ndarray = (),
   must_exclude: Sequence[Any] | np.ndarray = (),
   caps: Mapping[str, Amount] | None = None,
@@ -52,7 +52,8 @@ def select(
       (`jsel.selection.tasks`).
     task_quotas: the sets' parts of the budget, in proportion; equal if None.
     columns: of an array: "id", "source", "length", "score" and others.
-    exclude: ``[n]`` bool, rows that may not be taken: leaked or doubled ones, say.
+    exclude: ``[n]`` bool, rows that may not be taken: leaked or doubled ones, say; or a function
+      that finds them, called once the plan is approved.
     must_include: ids (row numbers where the pool has no ids) that are taken first; within the
       budget and caps.
     must_exclude: ids that are no part of the pool.
@@ -111,6 +112,8 @@ def select(
   if approve:
     cost = tasks.tasks_cost(chosen, task, count, sets) if by_task else chosen.cost(task, count)
     approve(plan.make_plan(pool, cost))
+  if callable(exclude):
+    exclude = exclude()
 
   walks = Walks(pool, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)

@@ -126,6 +126,25 @@ def hold(workdir: os.PathLike[str] | str) -> None:
   _HELD[str(workdir)] = folder
 
 
+# What tells the workdirs of the two commands apart.
+KINDS = {
+  "a training run": ("checkpoints", "metrics.jsonl"),
+  "a subset of python -m jsel.select": ("subset.parquet", "progress"),
+}
+
+
+def check_holds_no(kind: str, workdir: epath.Path) -> None:
+  """Raises a ValueError if ``workdir`` is that of the other command, whose files are named alike.
+
+  Args:
+    kind: a key of `KINDS`.
+    workdir: a folder.
+  """
+  for name in KINDS[kind]:
+    if (workdir / name).exists():
+      raise ValueError(f"{workdir} holds {kind} ({name}): choose another --workdir")
+
+
 def json_ready(value: Any, name: str = "value") -> Any:
   """``value`` as JSON holds it: NumPy and JAX scalars as numbers, NaN and infinities as None.
 

@@ -48,6 +48,7 @@ def train_in_rounds(config: ConfigDict, workdir: str) -> int:
   note = lambda text: print(f"jsel: {text}", flush=True)
   path = outputs.check_workdir(workdir)
   outputs.hold(path)
+  outputs.check_holds_no("a subset of python -m jsel.select", path)
   resolved = outputs.config_dict(config)
   check(config)
   if config.compilation_cache:

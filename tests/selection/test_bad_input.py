@@ -1,5 +1,7 @@
 """What a person may get wrong: one line that names it, and the command's exit code 2."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -148,3 +150,26 @@ def test_rows_of_zeros_are_told_and_never_found(folder, tmp_path, capsys):
 def test_equal_points_and_more_clusters_than_rows_still_fill_the_budget(method, x):
   found = select(x, method, 15, unit="rows", columns={"score": np.ones(20)}, clusters=1024)
   assert len(set(found.index.tolist())) == 15
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"method.name": "rsd"}, "did you mean 'rds'"),
+    ({"method.name": "rds", "queries": ""}, "method rds needs queries: set --config.queries"),
+    ({"method.name": "kmq", "method.kmq.clusters": 0}, "clusters must be at least 1"),
+    ({"budget_unit": "row"}, "got 'row'"),
+    ({"budget": 1.5}, "give a share in (0, 1]"),
+    ({"budget": -1.0, "budget_unit": "rows"}, "give a number of rows above 0"),
+    ({"caps": "web"}, "caps"),
+  ],
+)
+def test_what_needs_no_file_is_told_before_any_is_read(
+  options, message, folder, tmp_path, monkeypatch
+):
+  def read(*_, **__):
+    raise AssertionError("a file was read")
+
+  monkeypatch.setattr(command.Reader, "open", read)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    command.select_subset(config_of(folder, **options), str(tmp_path / "run"))
