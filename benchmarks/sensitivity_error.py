@@ -30,6 +30,7 @@ from jsel.selectors.sensitivity import (
   by_priority,
   nearest,
   probabilities,
+  slopes_of,
   with_replacement,
 )
 
@@ -84,7 +85,8 @@ def design(
   center = nearest(labels, np.where(np.isfinite(told), distance2, np.nan))
   labels, distance2 = (np.asarray(found) for found in kmeans.assign(every, every[center]))
   distance = distance2.astype(np.float64) ** (power / 2)
-  bound = bounds(labels, distance, told, told[center], slope=-1.0, quantile=quantile)
+  slopes = slopes_of(labels, distance, told, told[center], slope=-1.0, quantile=quantile)
+  bound = bounds(labels, distance, told[center], slopes[labels])
   p = probabilities(bound, np.ones(n, bool), FLOOR)
   slack = float((bound - told[center][labels]).sum())
   return Design(p, labels, slack, float(np.corrcoef(bound, loss)[0, 1]))

@@ -11,6 +11,7 @@ from jsel.selectors.cells import assigner, cluster, cluster_cost
 from jsel.selectors.parts import Cost, Method, Pass, Ranking, Take, Task, whole
 
 Draws = Literal["priority", "replacement"]
+Proxy = Literal["center", "known"]
 
 
 def sensitivity(
@@ -21,6 +22,7 @@ def sensitivity(
   quantile: float = 0.95,
   floor: float = 0.05,
   draws: Draws = "priority",
+  proxy: Proxy = "center",
   iterations: int = 50,
   refinements: int = 1,
 ) -> Method:
@@ -32,6 +34,10 @@ def sensitivity(
   taken makes :math:`\sum w_i \ell_i` an unbiased sum over the pool. ``"replacement"`` is the
   paper's: w = 1 / (s p) a draw, added up where a row is drawn more than once.
 
+  With ``proxy="known"`` c is the nearest of all rows whose loss is known: for adaptive rounds, in
+  which the losses of the rows that were drawn are put into the scores, and the next round's
+  bounds are made of them.
+
   Args:
     clusters: of k-means; at most a row each.
     power: z, 1 or 2.
@@ -40,6 +46,7 @@ def sensitivity(
     quantile: see ``slope``.
     floor: share of the probability that is spread evenly.
     draws: see above.
+    proxy: see above; compares the pool with every row of a known loss.
     iterations: of k-means on its sample.
     refinements: times that the centers are moved to the means of the whole pool.
 
@@ -60,6 +67,8 @@ def sensitivity(
     )
   if draws not in ("priority", "replacement"):
     raise ValueError(f'sensitivity.draws must be "priority" or "replacement", got {draws!r}')
+  if proxy not in ("center", "known"):
+    raise ValueError(f'sensitivity.proxy must be "center" or "known", got {proxy!r}')
   options = {"iterations": iterations, "refinements": refinements}
 
   def rank(key: jax.Array, task: Task, count: int):
@@ -77,7 +86,15 @@ def sensitivity(
     rows = yield Take(center)
     _, found = yield Pass("distances", (), jnp.asarray(rows), assigner(task.axis_name))
     distance = found["distance2"].astype(np.float64) ** (power / 2)
-    bound = bounds(found["label"], distance, loss, loss[center], slope=slope, quantile=quantile)
+    slopes = slopes_of(found["label"], distance, loss, loss[center], slope=slope, quantile=quantile)
+    if proxy == "center":
+      bound = bounds(found["label"], distance, loss[center], slopes[found["label"]])
+    else:
+      known = np.flatnonzero(task.eligible & np.isfinite(loss))
+      rows = yield Take(known)
+      _, near = yield Pass("distances to known", (), jnp.asarray(rows), assigner(task.axis_name))
+      distance = near["distance2"].astype(np.float64) ** (power / 2)
+      bound = bounds(near["label"], distance, loss[known], slopes[found["label"]])
     p = probabilities(bound, task.eligible, floor)
     draw = by_priority if draws == "priority" else with_replacement
     while True:
@@ -87,6 +104,10 @@ def sensitivity(
     k = min(clusters, task.size)
     of = cluster_cost(task, k, **options)
     again = 2.0 * task.size * k * task.width
+    if proxy == "known" and task.score is not None:
+      known = float(np.isfinite(task.score).sum())
+      again += 2.0 * task.size * known * task.width
+      of = of._replace(passes=of.passes + 2, held_bytes=of.held_bytes + 8.0 * known * task.width)
     return Cost(of.passes + 2, of.flops + again, of.held_bytes + 40.0 * task.size)
 
   return Method(("score",), True, cost, rank)
@@ -103,7 +124,7 @@ def nearest(labels: np.ndarray, distance2: np.ndarray) -> np.ndarray:
   return rows[np.flatnonzero(np.diff(labels[rows], prepend=-1))]
 
 
-def bounds(
+def slopes_of(
   labels: np.ndarray,
   distance: np.ndarray,
   loss: np.ndarray,
@@ -112,20 +133,35 @@ def bounds(
   slope: float,
   quantile: float,
 ) -> np.ndarray:
-  """``[n]`` the center's loss plus the slope times the distance; 0 where the label is -1."""
-  inside = labels >= 0
-  at = np.where(inside, labels, 0)
+  """``[k]`` Lambda of each cluster: ``slope``, or the quantile of the ratios if it is negative."""
   slopes = np.full(len(center_loss), slope)
-  if slope < 0:
-    seen = np.flatnonzero(inside & np.isfinite(loss) & (distance > 0))
-    ratio = np.abs(loss[seen] - center_loss[at[seen]]) / distance[seen]
-    slopes[:] = np.quantile(ratio, quantile) if seen.size else 0.0
-    order = np.argsort(at[seen], kind="stable")
-    cells, starts = np.unique(at[seen][order], return_index=True)
-    for cell, part in zip(cells, np.split(ratio[order], starts[1:]), strict=False):
-      if part.size >= 3:
-        slopes[cell] = np.quantile(part, quantile)
-  bound = center_loss[at] + slopes[at] * np.where(inside, distance, 0)
+  if slope >= 0:
+    return slopes
+  at = np.maximum(labels, 0)
+  seen = np.flatnonzero((labels >= 0) & np.isfinite(loss) & (distance > 0))
+  ratio = np.abs(loss[seen] - center_loss[at[seen]]) / distance[seen]
+  slopes[:] = np.quantile(ratio, quantile) if seen.size else 0.0
+  order = np.argsort(at[seen], kind="stable")
+  cells, starts = np.unique(at[seen][order], return_index=True)
+  for cell, part in zip(cells, np.split(ratio[order], starts[1:]), strict=False):
+    if part.size >= 3:
+      slopes[cell] = np.quantile(part, quantile)
+  return slopes
+
+
+def bounds(
+  labels: np.ndarray, distance: np.ndarray, proxy_loss: np.ndarray, slopes: np.ndarray
+) -> np.ndarray:
+  """``[n]`` the loss of a row's proxy plus its slope times the distance; 0 where the label is -1.
+
+  Args:
+    labels: ``[n]``, which proxy is a row's.
+    distance: ``[n]``, to it, to the power z.
+    proxy_loss: ``[k]``.
+    slopes: ``[n]``.
+  """
+  inside = labels >= 0
+  bound = proxy_loss[np.maximum(labels, 0)] + slopes * np.where(inside, distance, 0)
   return np.where(inside, bound, 0)
 
 

@@ -158,6 +158,40 @@ def test_sums_over_priority_samples_are_unbiased(rng):
   assert abs(np.mean(sums) - loss.sum()) < 4 * np.std(sums) / 20
 
 
+def probabilities_of(pool, loss, **options):
+  """p of every row: a selection of all of them says it."""
+  columns = {"score": loss}
+  found = select(pool, "sensitivity", 1.0, columns=columns, clusters=8, slope=0.01, **options)
+  p = np.zeros(len(pool))
+  p[found.index] = found.score
+  return p
+
+
+def test_bounds_are_made_of_the_nearest_row_whose_loss_is_known(pool, rng):
+  loss = np.full(len(pool), np.nan)
+  known = np.sort(rng.permutation(len(pool))[:90])
+  loss[known] = rng.random(90)
+  p = probabilities_of(pool, loss, proxy="known", floor=0.1)
+  wide = pool.astype(np.float64)
+  distance2 = ((wide[:, None] - wide[known][None]) ** 2).sum(2)
+  near = distance2.argmin(1)
+  bound = loss[known][near] + 0.01 * distance2.min(1)
+  # float32 distances, of rows whose squared lengths are some hundred times theirs.
+  np.testing.assert_allclose(p, 0.9 * bound / bound.sum() + 0.1 / len(pool), rtol=1e-3)
+
+
+def test_a_round_more_lowers_the_error_of_the_sum(pool, rng):
+  loss = (pool @ rng.standard_normal(36).astype(np.float32) / 10) ** 2
+  told = np.full(len(pool), np.nan)
+  first = rng.permutation(len(pool))[:40]
+  told[first] = loss[first]
+  variance = lambda p: (loss.astype(np.float64) ** 2 / p).sum() - loss.sum() ** 2  # of one draw
+  before = variance(probabilities_of(pool, told, proxy="center"))
+  drawn = select(pool, "sensitivity", 200, unit="rows", columns={"score": told}, clusters=8).index
+  told[drawn] = loss[drawn]
+  assert variance(probabilities_of(pool, told, proxy="known")) < 0.8 * before
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
