@@ -147,7 +147,8 @@ def factor_counts(
       ``jax.shard_map`` or ``jax.pmap``; None on one device.
 
   Returns:
-    ``int32[latents]``. A NaN value does not count.
+    ``int32[latents]``. A NaN value does not count, nor on CPU one below 1.2e-38,
+    which is 0 there.
 
   Raises:
     ValueError: if shapes do not fit each other.
@@ -158,7 +159,8 @@ def factor_counts(
     [1, 0, 2]
   """
   _check_codes(codes)
-  active = codes.value > 0
+  # NumPy's bfloat16 warns of a NaN that is compared, and its float32 has subnormal numbers.
+  active = jnp.asarray(codes.value).astype(jnp.float32) > 0
   check_valid(valid, active.shape[0], "codes have")
   if valid is not None:
     active = active & valid[:, None]

@@ -203,7 +203,7 @@ def check_decode(i, got):
 
 
 def check_factor_counts(i, got):
-  active = (np.asarray(codes(i).value) > 0) & i.valid[:, None]
+  active = (normal(codes(i).value) > 0) & i.valid[:, None]
   # Two names of one latent do not occur in a row.
   want = np.bincount(codes(i).index[active], minlength=6)
   np.testing.assert_array_equal(got, want)

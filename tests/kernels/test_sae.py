@@ -184,6 +184,14 @@ def test_factor_counts_match_numpy(rng):
   assert counts.dtype == jnp.int32
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_factor_counts_of_numpy_arrays_are_those_of_jax_arrays(dtype):
+  value = np.array([[np.nan, 1], [1e-40, 2e-38]], np.float32).astype(dtype)
+  codes = Codes(np.array([[0, 1], [2, 3]], np.int32), value)
+  assert sae.factor_counts(codes, 4).tolist() == [0, 1, 0, 1]
+  assert sae.factor_counts(jax.tree.map(jnp.asarray, codes), 4).tolist() == [0, 1, 0, 1]
+
+
 def test_unexplained_matches_float64(rng):
   weights = make_sae(rng, normalize=True)
   x = (5 + rng.standard_normal((600, WIDTH))).astype(np.float32)
