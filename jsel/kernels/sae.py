@@ -71,7 +71,8 @@ def fit(
     key: typed key.
     x: ``[n, d]`` rows of any real dtype. With ``axis_name`` the global n is a
       multiple of 512; without, any n.
-    optimizer: ``(init, update)`` as Optax has, e.g. ``optax.adam(1e-3)``.
+    optimizer: ``(init, update)`` as Optax has, e.g. ``optax.adam(1e-3)``. Calls
+      with the same two functions share one program.
     latents: number of latents; 4 d is usual.
     k: latents a row.
     steps: steps to take.
