@@ -136,7 +136,8 @@ def finish(moments: Moments, *, ddof: int = 0) -> tuple[jax.Array, jax.Array]:
     ddof: subtracted from the count that divides: 0 of a population, 1 of a sample.
 
   Returns:
-    ``(mean, variance)``, float32; the variance is NaN for ``ddof`` rows or fewer.
+    ``(mean, variance)``, float32; the variance is NaN for ``ddof`` rows or fewer,
+    the mean of no rows 0.
 
   >>> finish(update(init(1), jnp.array([[1.0], [3.0]])), ddof=1)[1].item()
   2.0

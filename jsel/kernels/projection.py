@@ -114,9 +114,9 @@ def signs(key: jax.Array, ids: jax.Array, dim: int, *, dtype: jnp.dtype = jnp.fl
     raise ValueError(f"ids must be [r], got shape {ids.shape}")
   streams = jnp.arange(-(-dim // WORD), dtype=jnp.uint32)
   words = jax.vmap(lambda stream: row_bits(key, ids, stream=stream), out_axes=1)(streams)
-  words = words.reshape(ids.shape[0], -1)
+  words = words.reshape(ids.shape[0], streams.shape[0] * WORD // 32)  # there may be no rows
   bits = words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]
-  bits = bits.reshape(ids.shape[0], -1)[:, :dim] & 1
+  bits = bits.reshape(ids.shape[0], streams.shape[0] * WORD)[:, :dim] & 1
   return jnp.where(bits == 1, -1, 1).astype(dtype)
 
 

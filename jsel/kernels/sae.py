@@ -1,6 +1,7 @@
 """A TopK sparse autoencoder, fitted in one program; its other functions under one name."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def fit(
     key: typed key.
     x: ``[n, d]`` rows of any real dtype. With ``axis_name`` the global n is a
       multiple of 512; without, any n.
-    optimizer: ``(init, update)`` as Optax has, e.g. ``optax.adam(1e-3)``.
+    optimizer: ``(init, update)`` as Optax has, e.g. ``optax.adam(1e-3)``. Calls
+      with the same two functions share one program.
     latents: number of latents; 4 d is usual.
     k: latents a row.
     steps: steps to take.
@@ -117,11 +119,41 @@ def fit(
       f"steps = {steps} and batch_size = {batch_size} must be positive and draw fewer than 2**31 "
       "rows: fit on fewer, or call update in a loop"
     )
-  x = jnp.asarray(x)
+  # The functions and not what holds them, which may have no hash.
+  return _fit(
+    key,
+    jnp.asarray(x),
+    jnp.asarray(normalize),
+    dead_after,
+    valid,
+    optimizer=_Functions(optimizer.init, optimizer.update),
+    latents=int(latents),
+    k=int(k),
+    steps=int(steps),
+    batch_size=int(batch_size),
+    precision=precision,
+    axis_name=axis_name,
+  )
+
+
+class _Functions(NamedTuple):
+  init: Any
+  update: Any
+
+
+# One program: eagerly, every call would compile the scan again.
+@functools.partial(
+  jax.jit,
+  static_argnames=("optimizer", "latents", "k", "steps", "batch_size", "precision", "axis_name"),
+)
+def _fit(
+  key, x, normalize, dead_after, valid, *,
+  optimizer, latents, k, steps, batch_size, precision, axis_name,
+):  # fmt: skip
   count = jnp.sum(valid, dtype=jnp.int32)
   count = count if axis_name is None else jax.lax.psum(count, axis_name)
   count = jnp.maximum(count, 1)
-  mean = target_mean(jnp.asarray(normalize), x, valid=valid, axis_name=axis_name)
+  mean = target_mean(normalize, x, valid=valid, axis_name=axis_name)
   weights_key, order_key = jax.random.split(key)
   state = init(weights_key, mean, latents, optimizer, normalize=normalize)
 

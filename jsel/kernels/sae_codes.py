@@ -1,5 +1,6 @@
 """Codes of a TopK sparse autoencoder: encoding, decoding, counting, measuring."""
 
+import functools
 from typing import Any
 
 import jax
@@ -71,7 +72,11 @@ def encode(
   """
   valid, sae = _check(sae, x, valid), as_float32(sae)
   check_codes_per_row(k, sae.encoder.shape[0])
+  return _encode(sae, jnp.asarray(x), valid, k=int(k), axis_name=axis_name)
 
+
+@functools.partial(jax.jit, static_argnames=("k", "axis_name"))
+def _encode(sae, x, valid, *, k, axis_name):
   def encode_tile(tile: tuple[jax.Array, jax.Array]) -> Codes:
     given, counts = tile
     target = to_target(sae.normalize, given)
@@ -112,7 +117,11 @@ def decode(sae: SAE, codes: Codes, *, axis_name: AxisName = None) -> jax.Array:
     [[1.0, 1.5]]
   """
   _check_codes(codes)
-  sae = as_float32(sae)
+  return _decode(as_float32(sae), codes, axis_name=axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _decode(sae, codes, *, axis_name):
   width = codes.index.shape[1] * sae.decoder.shape[1]
   return map_tiles(lambda tile: reconstruct(sae, tile), codes, width=width, axis_name=axis_name)
 
@@ -138,7 +147,8 @@ def factor_counts(
       ``jax.shard_map`` or ``jax.pmap``; None on one device.
 
   Returns:
-    ``int32[latents]``. A NaN value does not count.
+    ``int32[latents]``. A NaN value does not count, nor on CPU one below 1.2e-38,
+    which is 0 there.
 
   Raises:
     ValueError: if shapes do not fit each other.
@@ -149,7 +159,8 @@ def factor_counts(
     [1, 0, 2]
   """
   _check_codes(codes)
-  active = codes.value > 0
+  # NumPy's bfloat16 warns of a NaN that is compared, and its float32 has subnormal numbers.
+  active = jnp.asarray(codes.value).astype(jnp.float32) > 0
   check_valid(valid, active.shape[0], "codes have")
   if valid is not None:
     active = active & valid[:, None]
@@ -200,6 +211,11 @@ def unexplained(
   """
   valid, sae = _check(sae, x, valid), as_float32(sae)
   _check_codes(codes)
+  return _unexplained(sae, jnp.asarray(x), codes, valid, axis_name=axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _unexplained(sae, x, codes, valid, *, axis_name):
   mean = target_mean(sae.normalize, x, valid=valid, axis_name=axis_name)
 
   def squares(leaf: Any, _: jax.Array) -> tuple[jax.Array, jax.Array]:

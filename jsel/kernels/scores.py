@@ -77,6 +77,8 @@ def zscore(
 ) -> jax.Array:
   """``scores`` at mean 0 and variance 1 (of a population) over the valid rows.
 
+  A subnormal score counts as 0 or not, as the processor has it (0 on CPUs).
+
   Sharding: rows may be split over ``axis_name``; costs a few sums of one
   number. Bitwise the same on any device count.
 

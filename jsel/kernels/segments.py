@@ -1,5 +1,6 @@
 """Sums of rows by label, exact and so in any order: clusters, classes, sources."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,6 +60,12 @@ def segment_sum(
     weights = jnp.ones_like(labels, jnp.float32)
   if weights.shape != labels.shape:
     raise ValueError(f"weights has shape {weights.shape}, x has {x.shape[0]} rows")
+  return _segment_sum(x, labels, weights, count=count, axis_name=axis_name)
+
+
+# One program: eagerly, every call would compile the loops over tiles again.
+@functools.partial(jax.jit, static_argnames=("count", "axis_name"))
+def _segment_sum(x, labels, weights, *, count, axis_name):
   weights = weights.astype(jnp.float32)
   counts = (labels >= 0) & (labels < count)
   return sum_by_label(

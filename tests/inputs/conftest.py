@@ -3,6 +3,7 @@
 import collections
 
 import hypothesis
+import jax
 import pytest
 
 from tests.counts import leave
@@ -30,6 +31,13 @@ def pytest_configure(config):
 @pytest.fixture
 def is_long(request):
   return request.config.getoption("--examples", default=0) > 0
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs(is_long):
+  yield
+  if is_long:  # each program maps memory, and the system has so many maps for a process
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ The short form runs one shape of float32 through every kernel, and traces the ot
 `pytest -n 0 tests/inputs --examples=500 --inputs-report=inputs.json`, runs them all.
 """
 
+import functools
 import re
 import traceback
 
@@ -103,13 +104,14 @@ def test_dtypes(name, tally, is_long):
   if not is_long:
     return
   for dtype in DTYPES.values():
+    of_dtype = hostile().map(functools.partial(as_dtype, dtype=dtype))
     for wide in (False, True):
       with jax.enable_x64(wide):
 
-        @hypothesis.given(hostile())
+        @hypothesis.given(of_dtype)
         @hypothesis.settings(max_examples=20)
-        def run(inputs, dtype=dtype):
-          attempt(name, as_dtype(inputs, dtype), tally)
+        def run(inputs):
+          attempt(name, inputs, tally)
 
         run()
 

@@ -55,6 +55,11 @@ def test_a_sign_depends_on_key_row_and_column_alone(key):
   assert projection.signs(key, last, 3, dtype=jnp.bfloat16).dtype == jnp.bfloat16
 
 
+def test_no_columns_meet_no_signs(key):
+  assert projection.signs(key, jnp.arange(0), 70).shape == (0, 70)
+  np.testing.assert_array_equal(projection.rademacher(key, jnp.zeros((2, 0)), 3), np.zeros((2, 3)))
+
+
 def test_distances_are_kept(key, rng):
   pool = rng.standard_normal((200, 500)).astype("f4")
   a, b = rng.integers(0, 200, (2, 1500))

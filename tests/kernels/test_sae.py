@@ -184,6 +184,14 @@ def test_factor_counts_match_numpy(rng):
   assert counts.dtype == jnp.int32
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_factor_counts_of_numpy_arrays_are_those_of_jax_arrays(dtype):
+  value = np.array([[np.nan, 1], [1e-40, 2e-38]], np.float32).astype(dtype)
+  codes = Codes(np.array([[0, 1], [2, 3]], np.int32), value)
+  assert sae.factor_counts(codes, 4).tolist() == [0, 1, 0, 1]
+  assert sae.factor_counts(jax.tree.map(jnp.asarray, codes), 4).tolist() == [0, 1, 0, 1]
+
+
 def test_unexplained_matches_float64(rng):
   weights = make_sae(rng, normalize=True)
   x = (5 + rng.standard_normal((600, WIDTH))).astype(np.float32)
@@ -356,6 +364,29 @@ def test_eager_is_jit(rng):
   step = lambda state: sae.update(state, x[:32], optimizer, k=2, dead_after=None)
   # Fused or not, float32 sums of 32 rows differ in the last bits.
   np.testing.assert_allclose(step(state).sae.encoder, jax.jit(step)(state).sae.encoder, atol=1e-6)
+
+
+def test_eager_calls_share_a_program(rng):
+  class Unhashable:
+    __hash__ = None
+    init = staticmethod(lambda weights: ())
+    update = staticmethod(lambda gradients, state, weights=None: (gradients, state))
+
+  x = rng.standard_normal((64, WIDTH)).astype(np.float32)
+  optimizer, before = Unhashable(), sae._fit._cache_size()
+  for number in range(3):
+    sae.fit(jax.random.key(number), x, optimizer, **OPTIONS)
+  assert sae._fit._cache_size() == before + 1
+
+
+def test_learning_rates_may_be_traced(rng):
+  x = rng.standard_normal((64, WIDTH)).astype(np.float32)
+  fit = lambda rate: sae.fit(jax.random.key(0), x, optax.sgd(rate), **OPTIONS).loss
+  rates = jnp.array([0.1, 0.3])
+  each = jnp.stack([fit(rate) for rate in rates])
+  # Products of a batch of matrices are added otherwise, to float32's last bits in each of 6 steps.
+  np.testing.assert_allclose(jax.vmap(fit)(rates), each, rtol=1e-4)
+  assert each[0, -1] != each[1, -1]
 
 
 @pytest.mark.parametrize(

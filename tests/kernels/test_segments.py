@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jsel
+from jsel.kernels import segments
 from jsel.kernels.segments import segment_sum
 
 
@@ -55,3 +56,10 @@ def test_nan_stays_in_its_column_and_left_out_rows_do_not_count():
 def test_float_labels_are_refused():
   with pytest.raises(ValueError, match=r"labels must be int32 \[2\], got float32"):
     segment_sum(jnp.ones((2, 2)), jnp.ones(2), 2)
+
+
+def test_eager_calls_share_a_program():
+  before = segments._segment_sum._cache_size()
+  for factor in (1, 2, 3):
+    segment_sum(jnp.full((37, 3), float(factor)), jnp.zeros(37, jnp.int32), 5)
+  assert segments._segment_sum._cache_size() == before + 1
