@@ -203,7 +203,8 @@ def test_fashion_mnist_trains_the_cnn(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--config.selector.nam=rs2"], "selector.nam"),
+    (["--config.selector.nam=rs2"], "no such key: --config.selector.nam: did you mean 'name'?"),
+    (["--config=configs/digit.py"], "there is no config file configs/digit.py: correct --config"),
     (["--config.selector.name=rs3"], "did you mean 'rs2'"),
     (["--config.selector.ratio=1.5", "--config.selector.name=rs2"], r"must be in (0, 1], got 1.5"),
     (

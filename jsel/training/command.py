@@ -35,6 +35,7 @@ def run_main(main: Callable[[list[str]], int], *, default_config: str) -> None:
   if not any(a == "--config" or a.startswith("--config=") for a in sys.argv):
     # Not the flag's own default: that is parsed, and a mistake raised, where the flag is defined.
     sys.argv.insert(1, f"--config={default_config}")
+  sys.argv = _config_first(sys.argv)
   app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
 
 
@@ -60,11 +61,26 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (KeyError, AttributeError) as error:  # of a locked config
-    hint = str(error.args[0]).replace("\\n", " ").replace("\\", "").strip("\"' ")
-    given = next((a for a in argv[1:] if a.split("=")[0].split(".")[-1] in hint), "--config")
-    _fail(ValueError(f"no such key: {given}: {hint}"))
+    near = re.search(r'Did you mean \\?"([^"\\]+)', str(error.args[0]))
+    given = next((a for a in argv[1:] if a.split("=")[0].split(".")[-1] in str(error)), "--config")
+    remedy = f"did you mean {near[1]!r}?" if near else "see the config's file for its keys"
+    _fail(ValueError(f"no such key: {given.split('=')[0]}: {remedy}"))
   except (flags.Error, ValueError, TypeError, OSError) as error:
     _fail(error)
+
+
+def _config_first(argv: list[str]) -> list[str]:
+  """``argv`` with the config's file before its keys, which can only be set once it is read."""
+  first, others, left = [], [], iter(argv[1:])
+  for argument in left:
+    if argument == "--config":
+      argument = f"--config={next(left, '')}"
+    name, _, path = argument.partition("=")
+    (first if name == "--config" else others).append(argument)
+    # What follows a colon is for the file.
+    if name == "--config" and not Path(path.split(":")[0]).is_file():
+      _fail(ValueError(f"there is no config file {path}: correct --config"))
+  return [argv[0], *first, *others]
 
 
 def _guarded(main: Callable[[list[str]], int], argv: list[str]) -> int:

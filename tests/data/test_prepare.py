@@ -64,7 +64,7 @@ def test_flags_that_do_not_fit_are_refused(given, message):
 def test_a_mistake_is_one_line():
   ran = command("--config.data.nam=digits", "--out=x")
   assert ran.returncode == 2
-  assert ran.stderr.startswith("prepare.py: error: no such key: --config.data.nam=digits")
+  assert ran.stderr.startswith("prepare.py: error: no such key: --config.data.nam: did you mean")
   assert ran.stderr.count("\n") == 1
 
 
