@@ -30,6 +30,7 @@ from benchmarks.heads import Settings
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
 from benchmarks.rankings import CONSTANTS, cut, lacks, rankings_of_seeds
+from jsel.selection.compare import neighbours_accuracy
 from jsel.selectors.methods import METHODS, make
 
 PATH = RESULTS / "subset_accuracy.json"
@@ -41,7 +42,6 @@ GRID = [
     (0, 128), (1e-3, 3e-3, 1e-2), (1e-2, 1e-1), (20, 50)
   )
 ]
-NEIGHBOURS = 10
 
 
 def best_settings(
@@ -57,21 +57,6 @@ def best_settings(
     tried.append({**settings._asdict(), "validation_accuracy": float(found.mean())})
   best = max(range(len(tried)), key=lambda place: tried[place]["validation_accuracy"])
   return grid[best], tried
-
-
-def neighbours_accuracy(rows: Rows, subset: np.ndarray, asked: np.ndarray) -> float:
-  """Of the vote of the nearest rows of ``subset``, without training: a proxy of what it teaches.
-
-  Votes of the `NEIGHBOURS` most similar rows weigh ``exp(similarity / 0.1)``.
-  """
-  similarity = rows.x[asked] @ rows.x[subset].T
-  k = min(NEIGHBOURS, len(subset))
-  near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-  vote = np.exp(np.take_along_axis(similarity, near, axis=1) / 0.1)
-  votes = np.zeros((len(asked), int(rows.labels.max()) + 1))
-  for place in range(k):
-    np.add.at(votes, (np.arange(len(asked)), rows.labels[subset[near[:, place]]]), vote[:, place])
-  return float((votes.argmax(1) == rows.labels[asked]).mean())
 
 
 def trained(
@@ -113,6 +98,7 @@ def runs_of(
   """A result for each unit and budget."""
   options = {"budgets": budgets, "constants": constants}
   of = rankings_of_seeds(method, rows, parts, losses, seeds=seeds, **options)
+  labelled = lambda at: (rows.x[at], rows.labels[at])
   results = []
   for unit, (place, budget) in itertools.product(units, enumerate(budgets)):
     found = [cut(one[place].ranking, rows.length[parts.pool], unit, budget) for one in of]
@@ -125,7 +111,7 @@ def runs_of(
         "tokens": [int(rows.length[subset].sum()) for subset in subsets],
         "classes": [len(np.unique(rows.labels[subset])) for subset in subsets],
         "neighbours_accuracy": [
-          neighbours_accuracy(rows, subset, parts.validation) for subset in subsets
+          neighbours_accuracy(*labelled(subset), *labelled(parts.validation)) for subset in subsets
         ],
         "select_seconds": float(np.median([one[place].seconds for one in of])),
         **trained(rows, parts, subsets, settings, weights=weights),

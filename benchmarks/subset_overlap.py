@@ -26,21 +26,12 @@ from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
 from benchmarks.rankings import CONSTANTS, cut, lacks, rankings_of_seeds
 from jsel.selection import select
+from jsel.selection.compare import jaccard
 from jsel.selectors.methods import METHODS, make
 
 PATH = RESULTS / "subset_overlap.json"
 BUDGET = 0.035
 OF_QUERIES = ("rds", "crds_w", "crds_r")
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-  """Rows in both over rows in either.
-
-  >>> jaccard(np.array([1, 2, 3]), np.array([3, 4]))
-  0.25
-  """
-  both = len(np.intersect1d(a, b))
-  return both / (len(a) + len(b) - both)
 
 
 def subsets(

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks import glosses, heads, subset_accuracy
 from benchmarks.heads import Settings
@@ -121,16 +120,6 @@ def test_weights_are_those_of_the_number_of_rows(rows, parts, losses):
     assert ranked.ranking.weight.sum() == pytest.approx(len(parts.pool), rel=0.5)
   with pytest.raises(ValueError, match="not of tokens"):
     cut(found[0].ranking, rows.length[parts.pool], "tokens", 0.02)
-
-
-def test_what_nearest_neighbours_are_right_on(rows, parts):
-  subset, asked = parts.pool[:200], parts.validation
-  peer = KNeighborsClassifier(
-    10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.1)
-  )
-  peer.fit(rows.x[subset], rows.labels[subset])
-  found = subset_accuracy.neighbours_accuracy(rows, subset, asked)
-  assert found == pytest.approx(peer.score(rows.x[asked], rows.labels[asked]))
 
 
 def test_methods_and_bars_are_compared(rows, parts, losses):
