@@ -1,5 +1,6 @@
 """What a selection will take, before it is begun: rows, bytes, memory and time."""
 
+import math
 import resource
 import sys
 import time
@@ -104,7 +105,16 @@ def lines(plan: Plan, method: str, *, picture: bool) -> list[str]:
 
 
 def check_time(plan: Plan, method: str, *, slow_minutes: float, allow_slow: bool) -> None:
-  """Raises a ValueError if the plan takes longer than ``slow_minutes`` and that is not allowed."""
+  """Raises a ValueError if the plan takes longer than ``slow_minutes`` and that is not allowed.
+
+  ``slow_minutes`` that are not finite, or below 0, are one too, whatever is allowed.
+  """
+  # No time is longer than a NaN: the run would not be stopped.
+  if not (math.isfinite(slow_minutes) and slow_minutes >= 0):
+    raise ValueError(
+      f"--config.slow_minutes={slow_minutes:g}: give a number of minutes of at least 0, or set"
+      " --config.allow_slow=True for any time"
+    )
   if plan.seconds > 60 * slow_minutes and not allow_slow:
     raise ValueError(
       f"method {method} would take about {clock(plan.seconds)} (hours:minutes:seconds) here, more"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jsel.kernels import projection
 from jsel.kernels.rows import AxisName
 from jsel.kernels.similarity import Duplicates
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Cost, Method, Task
 from jsel.selectors.rds import Transform, by_turns, directions, matching_cost
 
@@ -39,6 +40,7 @@ def crds_r(
   >>> crds_r(layers=2).needs
   ('queries',)
   """
+  check_finite("crds_r", layers=layers, dim=dim)
   if layers < 1 or dim < 0:
     raise ValueError(f"crds_r: layers must be at least 1 and dim at least 0, got {layers}, {dim}")
 

@@ -6,6 +6,7 @@ from jsel.kernels import whitening
 from jsel.kernels.rows import AxisName
 from jsel.kernels.similarity import Duplicates
 from jsel.selectors.covariance import covariance
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Cost, Method, Task
 from jsel.selectors.rds import by_turns, matching_cost
 
@@ -32,6 +33,7 @@ def crds_w(
   >>> components(384, 5_000_000), components(4096, 5_000_000), components(8, 5)
   (48, 512, 4)
   """
+  check_finite("crds_w", rank=rank, shrinkage=shrinkage)
   if rank < 0 or shrinkage < 0:
     raise ValueError(f"crds_w: rank and shrinkage must not be negative, got {rank}, {shrinkage}")
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jsel.selectors.finite import check_finite
 from jsel.selectors.kmq import by_cluster
 from jsel.selectors.parts import Method
 
@@ -61,6 +62,7 @@ def reweigh(
   """
   if labels.shape != feedback.shape or labels.ndim != 1:
     raise ValueError(f"labels have shape {labels.shape}, feedback {feedback.shape}: one a row")
+  check_finite("reweigh", temperature=temperature)
   if not temperature > 0:
     raise ValueError(f"temperature must be above 0, got {temperature}")
   seen = np.isfinite(feedback) & (labels >= 0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jsel.kernels import gather, kmeans, quotas, random, reduce, segments
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.finite import check_finite
 
 LARGEST = 1e30  # of a gap: more counts as that
 LOT_BITS = 20  # of a row's lot; above them stands how often it was planned
@@ -53,6 +54,7 @@ def dac_rounds(
   >>> dac_rounds(size=1000, rows=300).feedback
   ('gap',)
   """
+  check_finite("dac_rounds", clusters=clusters, temperature=temperature, iterations=iterations)
   if not 1 <= clusters <= size:
     raise ValueError(f"dac_rounds.clusters must be in [1, {size}], got {clusters}")
   if not temperature > 0 or iterations < 0:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from jsel.kernels import greedy
+from jsel.selectors.finite import check_finite
 from jsel.selectors.held import Held, hold, padded
 from jsel.selectors.parts import Cost, Method, Task, whole
 from jsel.selectors.rds import directions
@@ -30,6 +31,7 @@ def deita(*, threshold: float = 0.9) -> Method:
   >>> deita().needs
   ('score',)
   """
+  check_finite("deita", threshold=threshold)
   if not -1 < threshold <= 1:
     raise ValueError(f"deita.threshold must be in (-1, 1], got {threshold}")
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jsel.kernels import random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Plan, Pool, Selector
+from jsel.selectors.finite import check_finite
 
 
 def infobatch(
@@ -48,6 +49,7 @@ def infobatch(
   >>> infobatch(size=1000, total_steps=100).least
   500
   """
+  check_finite("infobatch", prune_probability=prune_probability, anneal=anneal)
   if not 0 <= prune_probability < 1:
     raise ValueError(f"infobatch.prune_probability must be in [0, 1), got {prune_probability}")
   if not 0 <= anneal <= 1:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from jsel.selectors.cells import cluster, cluster_cost, take_turns
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Method, Task, whole
 
 
@@ -26,6 +27,7 @@ def km_closest(*, clusters: int = 0, iterations: int = 20, refinements: int = 0)
   >>> km_closest().needs
   ()
   """
+  check_finite("km_closest", clusters=clusters, iterations=iterations, refinements=refinements)
   if min(clusters, iterations, refinements) < 0:
     raise ValueError(f"km_closest: negative option: {clusters=}, {iterations=}, {refinements=}")
   options = {"iterations": iterations, "refinements": refinements}

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jsel.selectors.cells import cluster, cluster_cost, lottery, sizes, take_turns
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Method, Task, whole
 
 Quotas = Literal["size", "equal"]
@@ -58,6 +59,8 @@ def by_cluster(
   silhouette: tuple[int, ...] = (),
 ) -> Method:
   """`kmq`; with ``temperature`` None, rows within a cluster are drawn uniformly."""
+  check_finite(name, clusters=clusters, temperature=temperature)
+  check_finite(name, iterations=iterations, refinements=refinements)
   if clusters < 1 or iterations < 0 or refinements < 0 or (temperature or 0) < 0:
     raise ValueError(
       f"{name}: clusters must be at least 1, the others not negative, got {clusters=},"

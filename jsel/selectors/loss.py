@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
+from jsel.selectors.finite import check_finite
 
 
 def loss(
@@ -43,6 +44,7 @@ def loss(
   >>> loss(size=1000, rows=300).feedback
   ('loss',)
   """
+  check_finite("loss", epsilon=epsilon, decay=decay)
   if not 0 <= epsilon <= 1:
     raise ValueError(f"loss.epsilon must be in [0, 1], got {epsilon}")
   if not 0 < decay <= 1:

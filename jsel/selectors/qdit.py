@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from jsel.kernels.facility_location import facility_location
+from jsel.selectors.finite import check_finite
 from jsel.selectors.held import hold, padded
 from jsel.selectors.parts import Cost, Method, Task, whole
 from jsel.selectors.rds import directions
@@ -32,6 +33,7 @@ def qdit(*, quality_weight: float = 0.7) -> Method:
   >>> qdit().needs
   ('score',)
   """
+  check_finite("qdit", quality_weight=quality_weight)
   if not 0 <= quality_weight <= 1:
     raise ValueError(f"qdit.quality_weight must be in [0, 1], got {quality_weight}")
 

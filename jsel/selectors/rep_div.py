@@ -11,6 +11,7 @@ from jsel.kernels import gather, random, reduce, scatter, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import empty_factors, fit_factors, look_up
+from jsel.selectors.finite import check_finite
 
 ONE = 1 << 24  # entitlements are integers in units of 2**-24 plans
 TABLE_BITS = 18  # with the 12 bits of a share 30: a row's tilt is exact in int32
@@ -101,6 +102,21 @@ def rep_div(
   >>> rep_div(size=1000, rows=300, total_steps=10, optimizer=optax.adam).feedback
   ()
   """
+  check_finite(
+    "rep_div",
+    exponent_start=exponent_start,
+    exponent_end=exponent_end,
+    effective_share=effective_share,
+    loss_floor=loss_floor,
+    probability_decay=probability_decay,
+    largest_weight=largest_weight,
+    rank=rank,
+    latents=latents,
+    active=active,
+    sae_steps=sae_steps,
+    sae_batch_size=sae_batch_size,
+    sae_learning_rate=sae_learning_rate,
+  )
   for name, value, low in (
     ("effective_share", effective_share, 0.0),
     ("loss_floor", loss_floor, 0.0),

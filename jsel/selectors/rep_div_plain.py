@@ -11,6 +11,7 @@ from jsel.kernels import gather, random, reduce, scatter, scores, topk
 from jsel.kernels.rows import row_ids
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import SHARE_BITS, fit_factors
+from jsel.selectors.finite import check_finite
 
 
 def rep_div_plain(
@@ -62,6 +63,18 @@ def rep_div_plain(
   >>> rep_div_plain(size=1000, rows=300, total_steps=10, optimizer=optax.adam).most
   300
   """
+  check_finite(
+    "rep_div_plain",
+    usage_penalty=usage_penalty,
+    diversity_start=diversity_start,
+    diversity_end=diversity_end,
+    rank=rank,
+    latents=latents,
+    active=active,
+    sae_steps=sae_steps,
+    sae_batch_size=sae_batch_size,
+    sae_learning_rate=sae_learning_rate,
+  )
   if usage_penalty < 0:
     raise ValueError(f"rep_div_plain.usage_penalty must not be negative, got {usage_penalty}")
   for name, value in (("diversity_start", diversity_start), ("diversity_end", diversity_end)):

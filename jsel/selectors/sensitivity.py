@@ -8,6 +8,7 @@ import numpy as np
 
 from jsel.kernels.random import row_bits
 from jsel.selectors.cells import assigner, cluster, cluster_cost
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Cost, Method, Pass, Ranking, Take, Task, whole
 
 Draws = Literal["priority", "replacement"]
@@ -60,6 +61,8 @@ def sensitivity(
   >>> sensitivity().needs, sensitivity().weighted
   (('score',), True)
   """
+  check_finite("sensitivity", power=power, slope=slope, quantile=quantile, floor=floor)
+  check_finite("sensitivity", clusters=clusters, iterations=iterations, refinements=refinements)
   if clusters < 1 or power not in (1, 2) or not 0 <= quantile <= 1 or not 0 <= floor <= 1:
     raise ValueError(
       "sensitivity: clusters must be at least 1, power 1 or 2, quantile and floor in [0, 1], got"

@@ -12,6 +12,7 @@ from jsel.kernels import leverage
 from jsel.kernels.rows import AxisName
 from jsel.selectors.cells import assigner, cluster, cluster_cost, sizes
 from jsel.selectors.covariance import covariance
+from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Block, Cost, Method, Pass, Take, Task
 from jsel.selectors.sensitivity import (
   Draws,
@@ -67,6 +68,9 @@ def sensitivity_regression(
   >>> sensitivity_regression().needs, sensitivity_regression(by="leverage").needs
   (('score',), ())
   """
+  name = "sensitivity_regression"
+  check_finite(name, slope=slope, quantile=quantile, floor=floor)
+  check_finite(name, clusters=clusters, iterations=iterations, refinements=refinements)
   if by not in ("clusters", "leverage", "uniform") or draws not in ("priority", "replacement"):
     raise ValueError(
       'sensitivity_regression: by must be "clusters", "leverage" or "uniform", draws "priority" or'

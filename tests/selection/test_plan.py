@@ -36,6 +36,14 @@ def test_a_slow_plan_is_refused_before_a_row_is_checked(pool, columns):
   assert not walked
 
 
+@pytest.mark.parametrize("minutes", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("allow_slow", [True, False])
+def test_minutes_that_no_time_is_longer_than_are_refused(minutes, allow_slow, pool):
+  made = plan.make_plan(Pool([ArrayPart(pool)]), Cost(1.0, 1e9, 5e6))
+  with pytest.raises(ValueError, match=rf"slow_minutes={minutes:g}: give .* --config.allow_slow"):
+    plan.check_time(made, "random", slow_minutes=minutes, allow_slow=allow_slow)
+
+
 def test_every_walk_is_told_from_its_first_row_to_its_last(pool):
   told = []
   select(pool, "crds_w", 0.1, queries=pool[:3], report=lambda *at: told.append(at))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jsel
 from jsel import selectors
-from jsel.selectors import Batch, Candidates, Columns, Plan, Pool
+from jsel.selectors import Batch, Candidates, Columns, Plan, Pool, methods
 
 SIZE, ROWS, BATCH, STEPS = 700, 210, 32, 60  # 700 rows leave 324 of padding
 SMALL_FIT = {"rank": 4, "latents": 16, "active": 3, "sae_steps": 20, "sae_batch_size": 64}
@@ -341,3 +341,33 @@ def test_every_constant_has_a_default_and_a_word_in_the_docstring():
     for constant, default in selectors.constants(name).items():
       assert default is not inspect.Parameter.empty, (name, constant)
       assert constant in inspect.getdoc(build), (name, constant)
+
+
+FACTORIES = [
+  *((name, build, {}) for name, build in methods.METHODS.items()),
+  *((name, build, {"size": 900, "rows": 270, "total_steps": 10, "optimizer": optax.adam})
+    for name, build in selectors.SELECTORS.items()),
+]  # fmt: skip
+NUMBERS = [
+  pytest.param(name, build, context, constant.name, id=f"{name}.{constant.name}")
+  for name, build, context in FACTORIES
+  for constant in inspect.signature(build).parameters.values()
+  if type(constant.default) in (int, float)
+]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "build", "context", "constant"), NUMBERS)
+def test_constants_that_are_no_finite_numbers_are_refused(name, build, context, constant, value):
+  known = inspect.signature(build).parameters
+  given = {key: known_value for key, known_value in context.items() if key in known}
+  with pytest.raises(
+    ValueError, match=rf"{name}\.{constant} must be a finite number, got .+: give"
+  ):
+    build(**given, **{constant: value})
+
+
+def test_the_constants_that_are_tried_are_many():
+  tried = {parameter.id for parameter in NUMBERS}
+  assert len(tried) > 50
+  assert tried > {"sensitivity.slope", "kmq.temperature", "crds_w.shrinkage", "rep_div.loss_floor"}
