@@ -52,7 +52,8 @@ def sensitivity(
     refinements: times that the centers are moved to the means of the whole pool.
 
   Raises:
-    ValueError: if an option is out of range, or a loss is negative.
+    ValueError: if an option is out of range, a loss is negative, or, without a ``floor``, fewer
+      rows than are wanted have a bound above 0.
 
   Source: Axiotis et al., *Data-Efficient Learning via Clustering-Based Sensitivity
   Sampling*, 2024, arXiv 2402.17327; Duffield, Lund, Thorup, *Priority sampling for
@@ -101,6 +102,7 @@ def sensitivity(
     p = probabilities(bound, task.eligible, floor)
     draw = by_priority if draws == "priority" else with_replacement
     while True:
+      check_chances("sensitivity", p, count, draws)
       count = yield draw(draw_key, p, found["label"], count)
 
   def cost(task: Task, count: int) -> Cost:
@@ -174,6 +176,19 @@ def probabilities(bound: np.ndarray, eligible: np.ndarray, floor: float) -> np.n
   bound = np.where(eligible, bound, 0)
   total = bound.sum()
   return even if total == 0 else (1 - floor) * bound / total + floor * even
+
+
+def check_chances(name: str, p: np.ndarray, count: int, draws: Draws) -> None:
+  """Raises a ValueError if fewer than ``count`` rows can be drawn, where each is drawn once.
+
+  Draws with replacement give fewer rows as it is.
+  """
+  rows = np.count_nonzero(p > 0)
+  if draws == "priority" and rows < count:
+    raise ValueError(
+      f"{name}: only {rows} rows have a chance above 0, the budget is {count}: raise"
+      f" --config.method.{name}.floor above 0, which gives one to every row, or lower the budget"
+    )
 
 
 def by_priority(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:

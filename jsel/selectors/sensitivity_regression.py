@@ -17,6 +17,7 @@ from jsel.selectors.parts import Block, Cost, Method, Pass, Take, Task
 from jsel.selectors.sensitivity import (
   Draws,
   by_priority,
+  check_chances,
   nearest,
   probabilities,
   with_replacement,
@@ -59,7 +60,8 @@ def sensitivity_regression(
     refinements: times that the centers are moved to the means of the whole pool.
 
   Raises:
-    ValueError: if an option is out of range.
+    ValueError: if an option is out of range, or, without a ``floor``, fewer rows than are wanted
+      have a bound above 0.
 
   Source: Axiotis et al., *Data-Efficient Learning via Clustering-Based Sensitivity
   Sampling*, 2024, arXiv 2402.17327, whose scores for regression were not to be had: these are
@@ -110,6 +112,7 @@ def sensitivity_regression(
     p = probabilities(bound, task.eligible, floor)
     draw = by_priority if draws == "priority" else with_replacement
     while True:
+      check_chances(name, p, count, draws)
       count = yield draw(draw_key, p, labels, count)
 
   def cost(task: Task, count: int) -> Cost:

@@ -192,6 +192,28 @@ def test_a_round_more_lowers_the_error_of_the_sum(pool, rng):
   assert variance(probabilities_of(pool, told, proxy="known")) < 0.8 * before
 
 
+def test_rows_without_a_chance_do_not_make_a_sample_short():
+  x = np.repeat(np.eye(2, dtype=np.float32), [45, 5], axis=0)
+  columns = {"score": np.repeat([0.0, 1.0], [45, 5])}
+  options = {"unit": "rows", "columns": columns, "clusters": 2, "slope": 0.0}
+  with pytest.raises(
+    ValueError, match="only 5 rows have a chance above 0, the budget is 20: raise"
+  ):
+    select(x, "sensitivity", 20, floor=0.0, **options)
+  assert len(select(x, "sensitivity", 5, floor=0.0, **options).index) == 5
+  assert len(select(x, "sensitivity", 20, floor=0.01, **options).index) == 20
+  # With replacement rows come twice: there are fewer of them as it is.
+  found = select(x, "sensitivity", 20, floor=0.0, draws="replacement", **options)
+  assert len(found.index) < 20
+
+
+def test_a_regression_with_too_few_chances_names_its_own_floor():
+  p = np.repeat([0.2, 0.0], [5, 45])
+  sensitivity.check_chances("sensitivity_regression", p, 5, "priority")
+  with pytest.raises(ValueError, match=r"--config.method.sensitivity_regression.floor above 0"):
+    sensitivity.check_chances("sensitivity_regression", p, 6, "priority")
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
