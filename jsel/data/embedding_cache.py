@@ -1,16 +1,19 @@
 """Embeddings in a folder of safetensors files, found by the hash of their text."""
 
+import contextlib
 import hashlib
-import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jsel.data.digest import combined
+from jsel.training import outputs
 
 KEY = np.dtype("S16")  # bytes of a text's hash
+NAME = 16  # hexadecimal digits of a file's name
 KEPT_FILES = 4  # in memory
 
 
@@ -23,8 +26,9 @@ def text_keys(texts: Sequence[str]) -> np.ndarray:
 class EmbeddingCache:
   """The embeddings of one encoder: finished files alone count, and files are only added.
 
-  Each file has a temporary name until it is whole, and then one from what is in it: processes may
-  share the folder, and folders are merged by copying the files of one into the other.
+  Each file has a temporary name until it is whole, and then one from the keys in it: processes may
+  share the folder, and folders are merged by copying the files of one into the other. Its metadata
+  has the SHA-256 of each of its other arrays, which is held against what is read.
 
   Args:
     cache_dir: holds a folder for each encoder.
@@ -32,7 +36,7 @@ class EmbeddingCache:
     width: of an embedding.
 
   Raises:
-    ValueError: if a file is not what this class writes.
+    ValueError: if a file is not what this class writes, or damaged: by any method that reads it.
   """
 
   def __init__(self, cache_dir: str | Path, *, encoder: str, width: int):
@@ -40,7 +44,7 @@ class EmbeddingCache:
     self.folder = Path(cache_dir).expanduser() / name
     self.width = width
     self.folder.mkdir(parents=True, exist_ok=True)
-    (self.folder / "encoder.txt").write_text(f"{encoder}\n")
+    outputs.put(self.folder / "encoder.txt", f"{encoder}\n".encode())
     self._read: OrderedDict[Path, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
     self.refresh()
 
@@ -88,33 +92,28 @@ class EmbeddingCache:
     Raises:
       ValueError: as `read`.
     """
-    from safetensors import safe_open  # of the extra `text`
-
     place = self._places(keys)
     lengths = np.empty(len(keys), np.int32)
     order = np.argsort(self._file_of[place], kind="stable")
     numbers, starts = np.unique(self._file_of[place[order]], return_index=True)
     for number, at in zip(numbers, np.split(order, starts[1:]), strict=True):
-      with safe_open(str(self._paths[number]), framework="np") as file:
-        lengths[at] = file.get_tensor("lengths")[self._row_of[place[at]]]
+      with _opened(self._paths[number]) as file:
+        lengths[at] = _sound(file, "lengths", self._paths[number])[self._row_of[place[at]]]
     return lengths
 
   def write(self, keys: np.ndarray, embeddings: np.ndarray, lengths: np.ndarray) -> None:
     """Adds a file; `refresh` makes it found."""
-    from safetensors.numpy import save_file  # of the extra `text`
+    from safetensors.numpy import save  # of the extra `text`
 
     raw = np.frombuffer(keys.astype(KEY).tobytes(), np.uint8).reshape(len(keys), KEY.itemsize)
-    name = hashlib.sha256(raw.tobytes()).hexdigest()[:16]
-    temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-    save_file(
-      {
-        "keys": raw,
-        "embeddings": np.ascontiguousarray(embeddings, np.float32),
-        "lengths": np.ascontiguousarray(lengths, np.int32),
-      },
-      str(temporary),
-    )
-    os.replace(temporary, self.folder / f"{name}.safetensors")
+    arrays = {
+      "embeddings": np.ascontiguousarray(embeddings, np.float32),
+      "lengths": np.ascontiguousarray(lengths, np.int32),
+    }
+    hashes = {name: _sha256(array) for name, array in arrays.items()}
+    path = self.folder / f"{_sha256(raw)[:NAME]}.safetensors"
+    with outputs.whole_file(path) as file:
+      file.write(save({"keys": raw, **arrays}, hashes))
 
   def _places(self, keys: np.ndarray) -> np.ndarray:
     place = self.find(keys)
@@ -131,20 +130,49 @@ class EmbeddingCache:
     if path in self._read:
       self._read.move_to_end(path)
       return self._read[path]
-    from safetensors import SafetensorError, safe_open
-
-    try:
-      with safe_open(str(path), framework="np") as file:
-        keys = np.frombuffer(file.get_tensor("keys").tobytes(), KEY)
-        shape = file.get_slice("embeddings").get_shape()
-        if shape != [len(keys), self.width]:
-          raise ValueError(f"{path}: embeddings have shape {shape}, expected width {self.width}")
-        if keys_only:
-          return keys, np.empty((0, self.width)), np.empty(0)
-        found = keys, file.get_tensor("embeddings"), file.get_tensor("lengths")
-    except SafetensorError as error:
-      raise ValueError(f"{path} is no file of embeddings ({error}): delete it") from error
+    with _opened(path) as file:
+      raw = file.get_tensor("keys")
+      if _sha256(raw)[:NAME] != path.stem:
+        raise _damaged(path, "its keys are not those of its name")
+      keys = np.frombuffer(raw.tobytes(), KEY)
+      shape = file.get_slice("embeddings").get_shape()
+      if shape != [len(keys), self.width]:
+        raise ValueError(f"{path}: embeddings have shape {shape}, expected width {self.width}")
+      if keys_only:
+        return keys, np.empty((0, self.width)), np.empty(0)
+      found = keys, _sound(file, "embeddings", path), _sound(file, "lengths", path)
     self._read[path] = found
     if len(self._read) > KEPT_FILES:
       self._read.popitem(last=False)
     return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+  """The file, closed afterwards; what safetensors says of it, or a lack of arrays, names it."""
+  from safetensors import SafetensorError, safe_open  # of the extra `text`
+
+  try:
+    with safe_open(str(path), framework="np") as file:
+      yield file
+  except SafetensorError as error:
+    raise _damaged(path, str(error)) from error
+
+
+def _sound(file: Any, name: str, path: Path) -> np.ndarray:
+  """The array of that name, if it is what was written."""
+  array = file.get_tensor(name)
+  if (file.metadata() or {}).get(name) != _sha256(array):
+    raise _damaged(path, f"the SHA-256 of its {name} is not the one that was written with it")
+  return array
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+  return ValueError(
+    f"{path} is no whole file of embeddings ({reason}): delete it, and the same command encodes its"
+    " texts again"
+  )
+
+
+def _sha256(array: np.ndarray) -> str:
+  return hashlib.sha256(array.tobytes()).hexdigest()
