@@ -13,7 +13,8 @@ from jsel.selectors.parts import Method
 class Checked(NamedTuple):
   """What a first walk finds out."""
 
-  finite: np.ndarray  # [n] bool
+  finite: np.ndarray  # [n] bool, rows whose squared length is a number in float32
+  large: np.ndarray  # [n] bool, of the others those that overflow, though no entry is infinite
   zero: np.ndarray  # [n] bool, rows without a direction
 
 
@@ -21,7 +22,8 @@ def check_rows(walks: Walks, on_nonfinite: str) -> Checked:
   """Looks at every row once.
 
   Raises:
-    ValueError: naming the first row that is not finite, unless such rows are to be dropped.
+    ValueError: naming the first row that is not finite or too large, unless such rows are to be
+      dropped.
   """
   if on_nonfinite not in ("raise", "drop"):
     raise ValueError(f'on_nonfinite must be "raise" or "drop", got {on_nonfinite!r}')
@@ -30,30 +32,57 @@ def check_rows(walks: Walks, on_nonfinite: str) -> Checked:
     with np.errstate(over="ignore", invalid="ignore"):
       norm2 = np.einsum("ij,ij->i", x, x)
     found["finite"][start : start + len(x)] = np.isfinite(norm2)
+    over = np.flatnonzero(~np.isfinite(norm2))
+    found["large"][start + over] = np.isfinite(x[over]).all(axis=1)
     # A square may be lost where the entry is not 0.
     none = np.flatnonzero(norm2 == 0)
     found["zero"][start + none] = ~x[none].any(axis=1)
     return state
 
   size = walks.pool.size
-  begin = {"finite": np.zeros(size, bool), "zero": np.zeros(size, bool)}
+  begin = {name: np.zeros(size, bool) for name in Checked._fields}
   checked = Checked(**walks("checking", (), begin, step)[1])
-  if on_nonfinite == "raise" and not checked.finite.all():
-    bad = np.flatnonzero(~checked.finite)
+  bad = np.flatnonzero(~(checked.finite | checked.large))
+  if on_nonfinite == "raise" and bad.size:
     raise ValueError(
       f"{bad.size} rows of the pool hold a NaN or an infinity, the first is row {bad[0]}: repair"
-      " them, or set --config.on_nonfinite=drop"
+      " them (as float32 a number above 3.4e38 is infinite), or set --config.on_nonfinite=drop"
+    )
+  large = np.flatnonzero(checked.large)
+  if on_nonfinite == "raise" and large.size:
+    raise ValueError(
+      f"{large.size} rows of the pool are too large for float32 squares, the first is row"
+      f" {large[0]}: scale all embeddings by one number so that lengths are below 1e19, or set"
+      " --config.on_nonfinite=drop"
     )
   if not checked.finite.any():
     raise ValueError("no row of the pool is finite: there is nothing to choose from")
   return checked
 
 
+def dropped(checked: Checked) -> str:
+  """What rows that are not finite are told to be.
+
+  >>> dropped(Checked(np.array([True, False]), np.array([False, False]), np.array([False, False])))
+  '1 rows hold a NaN or an infinity: they are dropped'
+  """
+  large = int(checked.large.sum())
+  bad = int((~checked.finite).sum()) - large
+  told = [f"{bad:,} rows hold a NaN or an infinity"] if bad else []
+  told += [f"{large:,} rows are too large for float32 squares"] if large else []
+  return f"{' and '.join(told)}: they are dropped"
+
+
 def check_queries(queries: Mapping[str, np.ndarray], width: int) -> None:
-  """Raises a ValueError unless all ``queries`` are finite rows of ``width`` columns."""
+  """Raises a ValueError unless all ``queries`` are rows of ``width`` columns that float32 can hold.
+
+  Each has a direction, and a squared length that is a number.
+  """
   for name, x in queries.items():
     what = f"queries {name}" if name else "queries"
-    if x.ndim != 2 or not len(x) or x.shape[1] != width:
+    if x.ndim != 2:
+      raise ValueError(f"{what} have shape {x.shape}: give rows [q, d], one query as [1, d]")
+    if not len(x) or x.shape[1] != width:
       raise ValueError(
         f"{what} have shape {x.shape}, the pool has {width} columns: embed both with the same model"
       )
@@ -63,6 +92,16 @@ def check_queries(queries: Mapping[str, np.ndarray], width: int) -> None:
     zero = np.flatnonzero(~x.any(axis=1))
     if zero.size:
       raise ValueError(f"row {zero[0]} of {what} is all zeros, without a direction: remove it")
+    with np.errstate(over="ignore"):
+      single = x.astype(np.float32)
+      large = np.flatnonzero(~np.isfinite(np.einsum("ij,ij->i", single, single)))
+    small = np.flatnonzero(~single.any(axis=1))
+    for rows, fault in ((large, "too large for float32 squares"), (small, "all zeros as float32")):
+      if rows.size:
+        raise ValueError(
+          f"row {rows[0]} of {what} is {fault}, its largest entry is {np.abs(x[rows[0]]).max():g}:"
+          " scale the queries by one number so that lengths are near 1"
+        )
 
 
 def check_needs(method: str, chosen: Method, given: Mapping[str, Any]) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jsel import sharding
 from jsel.kernels.random import key_of_seed
 from jsel.selection import checks, constraints, plan, subset, tasks
 from jsel.selection.answers import Answers
+from jsel.selection.arrays import as_mask, as_numbers
 from jsel.selection.constraints import Amount
 from jsel.selection.pool import ArrayPart, Pool
 from jsel.selection.subset import Subset
@@ -18,12 +20,12 @@ from jsel.selectors.parts import Note, Ranking, Task
 
 
 def select(
-  pool: Pool | np.ndarray,
+  pool: Pool | ArrayLike,
   method: str,
   budget: float,
   *,
   unit: str = "fraction",
-  queries: np.ndarray | Mapping[str, np.ndarray] | None = None,
+  queries: ArrayLike | Mapping[str, ArrayLike] | None = None,
   task_quotas: Mapping[str, float] | None = None,
   columns: Mapping[str, Any] | None = None,
   exclude: np.ndarray | Callable[[], np.ndarray | None] | None = None,
@@ -44,7 +46,7 @@ def select(
   """The rows of ``pool`` that ``method`` takes within ``budget``, by rank.
 
   Args:
-    pool: embeddings ``[n, d]``, or a `Pool`.
+    pool: embeddings ``[n, d]``, of NumPy or JAX or lists of rows, or a `Pool`.
     method: a key of `jsel.selectors.methods.METHODS`.
     budget: a share of the pool, rows, or tokens (of the column "length").
     unit: "fraction", "rows" or "tokens".
@@ -78,10 +80,11 @@ def select(
   >>> select(x, "rds", 2, unit="rows", queries=x[2:], must_include=[1]).index.tolist()
   [1, 2]
   """
-  if isinstance(pool, np.ndarray):
-    if not len(pool):
-      raise ValueError("the pool has no rows: a pool needs at least one")
-    pool = Pool([ArrayPart(pool, columns)])
+  if not isinstance(pool, Pool):
+    x = as_numbers(pool, "pool")
+    if not x.size:
+      raise ValueError(f"the pool has no rows, its shape is {x.shape}: a pool needs at least one")
+    pool = Pool([ArrayPart(x, columns)])
   chosen = methods.make(method, **constants)
   if queries is not None and "queries" not in chosen.needs:
     warn(f"method {method} needs no queries: those that are given are not used")
@@ -114,11 +117,13 @@ def select(
     approve(plan.make_plan(pool, cost))
   if callable(exclude):
     exclude = exclude()
+  if exclude is not None:
+    exclude = as_mask(exclude, pool.size, "exclude")
 
   walks = Walks(pool, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)
   if not checked.finite.all():
-    warn(f"{(~checked.finite).sum():,} rows hold a NaN or an infinity: they are dropped")
+    warn(checks.dropped(checked))
   if sets and checked.zero.any():
     first = np.flatnonzero(checked.zero)[0]
     warn(
@@ -194,10 +199,11 @@ def first_fit(
       return None, ranked
 
 
-def _sets(queries: np.ndarray | Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+def _sets(queries: ArrayLike | Mapping[str, ArrayLike] | None) -> dict[str, np.ndarray]:
   if queries is None:
     return {}
-  return dict(queries) if isinstance(queries, Mapping) else {"": queries}
+  sets = queries if isinstance(queries, Mapping) else {"": queries}
+  return {name: as_numbers(x, f"queries {name}".strip()) for name, x in sets.items()}
 
 
 def _shares(names: list[str], quotas: Mapping[str, float] | None) -> np.ndarray:
