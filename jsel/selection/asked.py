@@ -11,6 +11,7 @@ from jsel.data.digest import files_sha256
 from jsel.selection.checks import check_budget
 from jsel.selection.constraints import read_amounts, read_ids
 from jsel.selection.reader import Reader
+from jsel.selection.screen import check_options
 from jsel.selectors import methods
 
 TASK = re.compile(r"([\w-]+)=(.+)")
@@ -60,6 +61,7 @@ def check(config: ConfigDict) -> None:
   chosen = methods.make(config.method.name, **_constants(config))
   if "queries" in chosen.needs and not config.queries:
     raise ValueError(f"method {config.method.name} needs queries: set --config.queries")
+  check_options(config)
   check_budget(config.budget, config.budget_unit, chosen.weighted)
   for key in ("caps", "floors", "task_quotas"):
     if config[key]:

@@ -24,8 +24,9 @@ def balance(pool: Pool, index: np.ndarray) -> dict[str, Any]:
     the rows of "pool" and "subset", those of most rows first, at most 100 and the others.
   """
   found: dict[str, Any] = {}
-  length = pool.numbers("length")
-  if length is not None:
+  length = pool.numbers("length") if pool.is_numeric("length") else None
+  # A method that needs no lengths is not stopped by some that are none; there is nothing to count.
+  if length is not None and (np.isfinite(length) & (length >= 0)).all():
     found["length"] = {"pool": _spread(length), "subset": _spread(length[index])}
   for name in ("source", "group"):
     if name in pool.columns:

@@ -73,6 +73,57 @@ def dropped(checked: Checked) -> str:
   return f"{' and '.join(told)}: they are dropped"
 
 
+def check_left(finite: np.ndarray, exclude: np.ndarray | None, eligible: np.ndarray) -> None:
+  """Raises a ValueError that says why, if no row is ``eligible``.
+
+  Args:
+    finite: ``[n]`` bool, of `Checked`.
+    exclude: ``[n]`` bool, rows that searches or the caller took out.
+    eligible: ``[n]`` bool, what these and must_exclude left.
+  """
+  if eligible.any():
+    return
+  out = np.zeros_like(finite) if exclude is None else exclude & finite
+  reasons = {
+    "hold a NaN or an infinity, or are too large (on_nonfinite)": ~finite,
+    "are excluded (exclude, dedup, dedup_text, or empty texts)": out,
+    "are in must_exclude": finite & ~out,
+  }
+  told = [f"{rows.sum():,} {reason}" for reason, rows in reasons.items() if rows.any()]
+  raise ValueError(
+    f"no row of {len(finite):,} is left to choose from: {', '.join(told)}. Exclude fewer"
+  )
+
+
+def too_few(method: str, ranked: int, rows: int, zeros: int, budget: str) -> str:
+  """What is told where a ranking is shorter than the budget.
+
+  Args:
+    method: that ranked.
+    ranked: rows.
+    rows: that there were to rank.
+    zeros: of them, those that are all zeros.
+    budget: as it was asked for.
+
+  >>> too_few("rds", 0, 9, 9, "2 rows")
+  'method rds ranks no row: all 9 are zeros, without a direction. Take a method without queries'
+  """
+  if not ranked and zeros == rows:
+    why = f"all {rows} are zeros, without a direction. Take a method without queries"
+  elif not ranked:
+    why = (
+      f"none of {rows} has a direction, {zeros} being zeros and the others, to a method that"
+      " centres, equal to the mean. Take rds, or a method without queries"
+    )
+  else:
+    return (
+      f"method {method} ranks {ranked} rows, too few for a budget of {budget}: the others have no"
+      f" direction, being all zeros ({zeros} rows) or, to a method that centres, equal to the mean."
+      " Lower the budget, or take a method without queries"
+    )
+  return f"method {method} ranks no row: {why}"
+
+
 def check_queries(queries: Mapping[str, np.ndarray], width: int) -> None:
   """Raises a ValueError unless all ``queries`` are rows of ``width`` columns that float32 can hold.
 

@@ -42,6 +42,8 @@ def read_amounts(text: str, key: str) -> dict[str, Amount]:
   found: dict[str, Amount] = {}
   for piece in (piece.strip() for piece in text.split(",")):
     name, colon, amount = piece.rpartition(":")
+    if name in found:
+      raise ValueError(f"--config.{key} has {name!r} twice, the second as {piece!r}: give it once")
     try:
       found[name] = float(amount) if "." in amount else int(amount)
     except ValueError:
@@ -83,6 +85,11 @@ def rows_of(ids: Sequence[Any] | np.ndarray, pool: Pool, key: str) -> np.ndarray
   ids = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
   if not ids:
     return np.zeros(0, np.int32)
+  if None in ids:
+    raise ValueError(
+      f"{key}: {ids.count(None)} of {len(ids)} ids are missing (null), the first is number"
+      f" {ids.index(None)}, from 0: remove or correct them"
+    )
   column = pool.columns.get("id", pa.chunked_array([pa.array(np.arange(pool.size))]))
   what = "id" if "id" in pool.columns else "row"
   try:
@@ -100,6 +107,40 @@ def rows_of(ids: Sequence[Any] | np.ndarray, pool: Pool, key: str) -> np.ndarray
     )
   _, first = np.unique(rows, return_index=True)
   return rows[np.sort(first)].astype(np.int32)
+
+
+def named(pool: Pool, row: int) -> str:
+  """The row as people know it: by its id, where the pool has some."""
+  id_of = f"id {pool.columns['id'][int(row)].as_py()!r} of " if "id" in pool.columns else ""
+  return f"{id_of}row {row}"
+
+
+def check_apart(pool: Pool, must: np.ndarray, excluded: np.ndarray) -> None:
+  """Raises a ValueError that names the first of the rows ``must`` that is ``excluded`` too."""
+  both = must[np.isin(must, excluded)]
+  if both.size:
+    raise ValueError(
+      f"{named(pool, both[0])} is in must_include and in must_exclude: remove it from one of them"
+    )
+
+
+def check_must(pool: Pool, must: np.ndarray, finite: np.ndarray, eligible: np.ndarray) -> None:
+  """Raises a ValueError that names the first of the rows ``must`` that may not be taken.
+
+  Args:
+    pool: of the rows.
+    must: rows that are taken in any case.
+    finite: ``[n]`` bool, rows of numbers.
+    eligible: ``[n]`` bool, those of them that are not excluded.
+  """
+  lost = must[~eligible[must]]
+  if not lost.size:
+    return
+  why = "is excluded" if finite[lost[0]] else "holds a NaN or an infinity, or is too large"
+  change = "change what is excluded" if finite[lost[0]] else "repair it"
+  raise ValueError(
+    f"{named(pool, lost[0])} is in must_include, but {why}: {change}, or remove it from there"
+  )
 
 
 def limits(
@@ -148,7 +189,11 @@ def limits(
     upper[places[name]] = min(upper[places[name]], cap)
     _check_amount("caps", name, amount)
     if held[places[name]] > cap:
-      raise ValueError(f"must_include has {held[places[name]]} rows of {name}, its cap is {cap}")
+      last = must[source[must] == places[name]][cap]
+      raise ValueError(
+        f"must_include has {held[places[name]]} rows of {name}, its cap is {cap}: raise the cap, or"
+        f" remove {named(pool, last)}"
+      )
   for name, amount in floors.items():
     _check_amount("floors", name, amount)
     floor = int(np.ceil(round(amount * count, 6))) if isinstance(amount, float) else amount
@@ -162,7 +207,10 @@ def limits(
       raise ValueError(f"source {name} has floor {floor} and cap {upper[places[name]]}: change one")
   lower = np.maximum(lower, held)
   if lower.sum() > count:
-    raise ValueError(f"floors and must_include ask for {lower.sum()} rows, the budget is {count}")
+    raise ValueError(
+      f"floors and must_include ask for {lower.sum()} rows, the budget is {count}: raise it, or ask"
+      " for fewer"
+    )
   if upper.sum() < count:
     raise ValueError(f"caps leave room for {upper.sum()} rows, the budget is {count}: raise a cap")
   return Limits(source, names, lower, upper)

@@ -37,8 +37,10 @@ class Pool:
     ValueError: if there are no rows, or parts differ in width or columns.
   """
 
-  def __init__(self, parts: list[Part], sha256: str = ""):
-    self.parts, self.sha256 = parts, sha256
+  def __init__(
+    self, parts: list[Part], sha256: str = "", names: Mapping[str, str | None] | None = None
+  ):
+    self.parts, self.sha256, self._names = parts, sha256, names or {}
     self.size, self.width = sum(part.size for part in parts), parts[0].width
     if not self.size:
       raise ValueError(f"{parts[0].path} has no rows: give at least one")
@@ -53,6 +55,10 @@ class Pool:
       lacking = [part.path for part in parts if name not in part.columns]
       if lacking:
         raise ValueError(f"{lacking[0]} has no column for {name}, other files have one")
+      kinds = {str(part.columns[name].type): part.path for part in parts}
+      if len(kinds) > 1:
+        told = " and ".join(f"{kind} in {path}" for kind, path in [*kinds.items()][:2])
+        raise ValueError(f"the column for {name} holds {told}: store it as one type in all files")
       self.columns[name] = pa.chunked_array([part.columns[name] for part in parts])
 
   def blocks(self, rows: int, start: int = 0) -> Iterator[np.ndarray]:
@@ -81,20 +87,47 @@ class Pool:
     """The column ``name`` as float64, NaN where there is no value; None if there is none."""
     if name not in self.columns:
       return None
-    kind = self.columns[name].type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-      raise ValueError(f"the column for {name} holds {kind}: expected numbers")
+    if not self.is_numeric(name):
+      raise ValueError(
+        f"{self.parts[0].path}: column {(self._names.get(name) or name)!r} for {name} holds"
+        f" {self.columns[name].type}: expected numbers, set --config.columns.{name} to a column of"
+        " them"
+      )
     return self.columns[name].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
+  def is_numeric(self, name: str) -> bool:
+    """Whether the column ``name`` is there and holds numbers."""
+    if name not in self.columns:
+      return False
+    kind = self.columns[name].type
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
   def check_ids(self) -> None:
-    """Raises a ValueError that names the first id that is there twice."""
+    """Raises a ValueError that names the first row without an id, or the first id that is twice."""
     if "id" not in self.columns:
       return
-    counts = pc.value_counts(self.columns["id"])  # pyrefly: ignore[missing-attribute]
+    ids = self.columns["id"]
+    remedy = "or set --config.columns.id= to go by row numbers"
+    if ids.null_count:
+      row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
+      raise ValueError(
+        f"{ids.null_count} rows have no id, the first is {self._where(row)}: give it one, {remedy}"
+      )
+    counts = pc.value_counts(ids)  # pyrefly: ignore[missing-attribute]
     twice = np.flatnonzero(counts.field("counts").to_numpy() > 1)
     if twice.size:
       value = counts.field("values")[int(twice[0])].as_py()
-      raise ValueError(f"{twice.size} ids are there more than once, the first is {value!r}")
+      rows = [row for row, other in enumerate(ids.to_pylist()) if other == value][:2]
+      raise ValueError(
+        f"{twice.size} ids are there more than once, the first is {value!r}, in"
+        f" {' and '.join(map(self._where, rows))}: make them distinct, {remedy}"
+      )
+
+  def _where(self, row: int) -> str:
+    ends = np.cumsum([part.size for part in self.parts])
+    number = int(np.searchsorted(ends, row, side="right"))
+    part = self.parts[number]
+    return f"row {row - int(ends[number]) + part.size} of {part.path}"
 
 
 class ArrayPart:
@@ -172,7 +205,8 @@ def open_pool(patterns: str, names: Mapping[str, str], *, key: str) -> Pool:
   """
   paths = files.expand(patterns, remedy=f"correct --config.{key}")
   names = {**names, "embedding": names.get("embedding") or "embedding"}
-  return Pool([_part(path, names) for path in paths], combined("pool", files_sha256(paths)))
+  parts = [_part(path, names) for path in paths]
+  return Pool(parts, combined("pool", files_sha256(paths)), names)
 
 
 def _part(path: str, names: Mapping[str, str]) -> Part:

@@ -183,7 +183,7 @@ class Reader:
     self._count(key, truncated=truncated, tokens=int(lengths.sum()), empty=int(empty.sum()))
     said = hashlib.sha256(b"".join(part.keys.tobytes() for part in parts)).hexdigest()
     sha256 = combined("texts", encoder.name, files_sha256([p.path for p in parts]), said)
-    return Pool([*parts], sha256)
+    return Pool([*parts], sha256, names)
 
   def _count(self, key: str, **numbers: int) -> None:
     """Adds to the facts of ``key``: queries of several tasks are opened one after another."""

@@ -90,7 +90,9 @@ def select(
     warn(f"method {method} needs no queries: those that are given are not used")
     queries = task_quotas = None
   sets = _sets(queries)
-  length, score = pool.numbers("length"), pool.numbers("score")
+  # A column that is not needed may hold anything.
+  length = pool.numbers("length") if "length" in chosen.needs or unit == "tokens" else None
+  score = pool.numbers("score") if "score" in chosen.needs else None
   given = {"queries": sets or None, "length": length, "score": score}
   checks.check_needs(method, chosen, given)
   checks.check_queries(sets, pool.width)
@@ -100,6 +102,7 @@ def select(
   shares = _shares(names, task_quotas)
   must = constraints.rows_of(must_include, pool, "must_include")
   excluded = constraints.rows_of(must_exclude, pool, "must_exclude")
+  constraints.check_apart(pool, must, excluded)
   caps, floors = caps or {}, floors or {}
   _check_constraints(method, chosen.weighted, unit, must.size, bool(caps or floors))
 
@@ -130,10 +133,9 @@ def select(
       f"{checked.zero.sum():,} rows are all zeros, the first is row {first}: no query finds them"
     )
   eligible = checked.finite.copy() if exclude is None else checked.finite & ~exclude
+  constraints.check_must(pool, must, checked.finite, eligible)
   eligible[excluded] = False
-  lost = must[~eligible[must]]
-  if lost.size:
-    raise ValueError(f"row {lost[0]} is in must_include, but is excluded or not finite: decide")
+  checks.check_left(checked.finite, exclude, eligible)
   rows, left = int(eligible.sum()), None if length is None else length[eligible]
   count = checks.rows_wanted(budget, unit, rows, left, chosen.weighted)
   task = task._replace(eligible=eligible)
@@ -141,7 +143,10 @@ def select(
   if caps or floors:
     limits = constraints.limits(pool, caps, floors, count=count, eligible=eligible, must=must)
   elif must.size > count and unit != "tokens":
-    raise ValueError(f"must_include has {must.size} rows, the budget is {count}")
+    raise ValueError(
+      f"must_include has {must.size} rows, the budget is {count}: raise the budget, or remove ids"
+      f" from {constraints.named(pool, must[count])} on"
+    )
 
   def fit(ranking: Ranking) -> Subset | None:
     ranking = constraints.put_first(ranking, must) if must.size else ranking
@@ -157,11 +162,8 @@ def select(
     requests = chosen.rank(key, task, count)
   found, ranked = first_fit(requests, Walker(walks, eligible, mesh, tell=tell), fit, count, rows)
   if found is None:
-    raise ValueError(
-      f"method {method} ranks {ranked} rows, too few for a budget of {budget:g} {unit}: the others"
-      f" have no direction, being all zeros ({checked.zero.sum()} rows) or, to a method that"
-      " centres, equal to the mean. Lower the budget, or take a method without queries"
-    )
+    zeros = int((checked.zero & eligible).sum())
+    raise ValueError(checks.too_few(method, ranked, rows, zeros, f"{budget:g} {unit}"))
   return found._replace(tasks=tuple(names) if by_task else ())
 
 

@@ -55,7 +55,8 @@ def search(
     eligible[one.index] = False
     found.append(one)
 
-  parts, score = text_parts(pool), pool.numbers("score")
+  parts = text_parts(pool)
+  score = pool.numbers("score") if config.dedup_text or config.dedup else None
   options = {"eligible": eligible, "report": told}
   if parts:
     empty = np.flatnonzero(np.concatenate([part.empty for part in parts]))
@@ -84,6 +85,18 @@ def search(
     for line in by_source(searched.table):
       print(f"jsel:   {line}", flush=True)
   return searched
+
+
+def check_options(config: ConfigDict) -> None:
+  """Raises a ValueError for an option of a search that is out of range, before anything is read."""
+  for name in ("exclude_ngram", "dedup_cells"):
+    if config[name] < 0:
+      raise ValueError(f"--config.{name}={config[name]}: give a number of at least 0")
+  for name in ("exclude_similarity", "dedup_text", "dedup"):
+    if not 0 <= config[name] <= 1:
+      raise ValueError(
+        f"--config.{name}={config[name]}: give a similarity in (0, 1], or 0 for none"
+      )
 
 
 def write(workdir: Any, searched: Searched) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def crds_r(
   def sizes(width: int) -> tuple[int, int]:
     if width % layers:
       raise ValueError(
-        f"crds_r.layers={layers} does not divide embeddings of {width} columns: they are to be that"
-        " many layers of one width, one after another"
+        f"crds_r.layers={layers} does not divide embeddings of {width} columns: set"
+        " --config.method.crds_r.layers to how many layers of one width they are, one after another"
       )
     return width // layers, dim or max(width // layers // layers, 1)
 

@@ -1,5 +1,6 @@
 """What a person may get wrong: one line that names it, and the command's exit code 2."""
 
+import json
 import re
 
 import numpy as np
@@ -31,6 +32,10 @@ def folder(tmp_path_factory):
   put("scores", embedding=rows(x), score=np.full(60, np.nan))
   put("negative", embedding=rows(x), score=np.linspace(-1, 1, 60))
   put("infinite", embedding=rows(x), score=np.where(np.arange(60) == 5, np.inf, 1.0))
+  words = [f"good {i}" for i in range(60)]
+  put("words", embedding=rows(x), score=words, length=words, id=np.arange(60))
+  put("below", embedding=rows(x), length=np.arange(60) - 30, score=np.full(60, np.inf))
+  put("nameless", embedding=rows(x), id=[None if i in (9, 31) else f"r{i}" for i in range(60)])
   put("lengths", embedding=rows(x), length=[*range(59), None])
   bad = x.copy()
   bad[[9, 31], 2] = np.nan, np.inf
@@ -52,6 +57,9 @@ def folder(tmp_path_factory):
     (folder / f"cut.{name}").write_bytes((folder / name).read_bytes()[:-60])
   (folder / "pool.csv").write_text("a,b\n1,2\n")
   (folder / "ids.txt").write_text("3\n99\n")
+  (folder / "few.txt").write_text("3\n4\n5\n")
+  (folder / "all.txt").write_text("\n".join(map(str, range(60))))
+  pq.write_table(pa.table({"id": [3, None]}), folder / "ids.parquet")
   return folder
 
 
@@ -119,6 +127,29 @@ def config_of(folder, **options):
     ({"caps": "code"}, "give NAME:ROWS"),
     ({"task_quotas": "a:1"}, "task_quotas needs tasks"),
     ({"write_rows": "csv"}, "must be one of jsonl, parquet"),
+    ({"must_exclude": "all.txt"}, "no row of 60 is left to choose from: 60 are in must_exclude"),
+    ({"pool": "words.parquet", "method.name": "kmq"},
+     "words.parquet: column 'score' for score holds string: .* set --config.columns.score to"),
+    ({"pool": "words.parquet", "columns.length": "score", "method.name": "longest"},
+     "column 'score' for length holds string: .* set --config.columns.length to"),
+    ({"method.name": "crds_r", "queries": "pool.parquet", "method.crds_r.layers": 4},
+     "crds_r.layers=4 does not divide .* 6 columns: set --config.method.crds_r.layers"),
+    ({"pool": "twice.parquet"},
+     r"is 7, in row 7 of .*twice.parquet and row 59 .*: make them distinct, or set --config.col"),
+    ({"pool": "nameless.parquet"},
+     r"2 rows have no id, the first is row 9 of .*nameless.parquet: give it one, or set --config"),
+    ({"must_include": "ids.parquet"}, "1 of 2 ids are missing .null., the first is number 1, from"),
+    ({"must_include": "few.txt", "budget": 2.0, "budget_unit": "rows"},
+     "has 3 rows, the budget is 2: raise the budget, or remove ids from id 5 of row 5 on"),
+    ({"must_include": "few.txt", "must_exclude": "all.txt"},
+     "id 3 of row 3 is in must_include and in must_exclude: remove it from one"),
+    ({"must_include": "few.txt", "caps": "web:2"}, "its cap is 2: raise the cap, or remove id 5"),
+    ({"caps": "digit 1:1,digit 1:5"}, "caps has 'digit 1' twice, the second as 'digit 1:5': give"),
+    ({"exclude_ngram": -1}, "--config.exclude_ngram=-1: give a number of at least 0"),
+    ({"dedup": float("nan")}, "--config.dedup=nan: give a similarity in"),
+    ({"slow_minutes": float("nan")}, "--config.slow_minutes=nan: give a number of minutes"),
+    ({"pool": "equal.npy", "queries": "equal.npy", "method.name": "crds_w"},
+     "method crds_w ranks no row: none of 60 has a direction, 0 being zeros .* Take rds"),
   ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(options, message, folder, tmp_path):
@@ -127,6 +158,40 @@ def test_a_mistake_is_one_line(options, message, folder, tmp_path):
   assert "\n" not in str(raised.value)
   assert _raised_by_jsel(raised.value)  # which makes it exit code 2
   assert not (tmp_path / "subset.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["words.parquet", "below.parquet"])
+def test_columns_that_a_method_does_not_need_do_not_stop_it(name, folder, tmp_path):
+  config = config_of(folder, pool=name, picture=True, write_rows="jsonl")
+  assert command.select_subset(config, str(tmp_path)) == 0
+  assert pq.read_table(tmp_path / "subset.parquet").num_rows == 6
+  assert json.loads((tmp_path / "summary.json").read_text())["balance"] == {}
+
+
+def test_files_whose_columns_are_of_other_types_are_named(folder, tmp_path):
+  pools = f"words.parquet,{folder}/below.parquet"
+  with pytest.raises(
+    ValueError, match=r"string in .*words.parquet and .* in .*below.parquet: store"
+  ):
+    command.select_subset(config_of(folder, pool=pools, **{"columns.id": ""}), str(tmp_path))
+
+
+def test_an_excluded_row_that_must_be_there_is_told_by_its_id():
+  x, gone = np.eye(6, dtype=np.float32), np.arange(6) == 4
+  options = {"unit": "rows", "columns": {"id": list("abcdef")}, "exclude": gone}
+  with pytest.raises(
+    ValueError, match="id 'e' of row 4 is in must_include, but is excluded: change"
+  ):
+    select(x, "random", 2, must_include=["b", "e"], **options)
+  x[1] = np.inf
+  with pytest.raises(
+    ValueError, match=r"id 'b' of row 1 .* holds a NaN or an infinity, .*: repair"
+  ):
+    select(x, "random", 2, must_include=["b"], on_nonfinite="drop", **options)
+  with pytest.raises(
+    ValueError, match=r"1 hold a NaN .*, 1 are excluded .*, 4 are in must_exclude"
+  ):
+    select(x, "random", 2, must_exclude=list("acdf"), on_nonfinite="drop", **options)
 
 
 def test_rows_that_are_not_finite_are_dropped_and_told(folder, tmp_path, capsys):
