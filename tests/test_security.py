@@ -18,6 +18,7 @@ from jsel.data.numpy_files import read_npz
 from jsel.models.weights import opened, weight_files
 from jsel.selection.config import base_config
 from jsel.training.curves import plot_curves
+from tests import tiny_bert
 
 ROOT = pathlib.Path(jsel.__file__).parents[1]
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
@@ -160,7 +161,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("program", ["train.py", "jsel.select"])
+@pytest.mark.parametrize("program", ["train.py", "jsel.select", "jsel.select of texts"])
 def test_a_run_writes_to_its_workdir_alone_with_plain_permissions(tmp_path, program):
   x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
   np.save(tmp_path / "x.npy", x)
@@ -168,6 +169,15 @@ def test_a_run_writes_to_its_workdir_alone_with_plain_permissions(tmp_path, prog
   if program == "jsel.select":
     options = ["--config=configs/select/rds.py", "--config.budget=8", "--config.budget_unit=rows"]
     options += [f"--config.pool={tmp_path}/x.npy", f"--config.queries={tmp_path}/x.npy"]
+  if program == "jsel.select of texts":
+    for package in ("safetensors", "tokenizers"):
+      pytest.importorskip(package, reason="pip install 'jsel[text]'")
+    tiny_bert.write(tmp_path / "tiny")
+    texts = [json.dumps({"text": f"w{row} w{row % 7}"}) for row in range(20)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    options = ["--config=configs/select/random.py", "--config.budget=8"]
+    options += ["--config.budget_unit=rows", f"--config.encoder={tmp_path}/tiny"]
+    options += [f"--config.pool={tmp_path}/texts.jsonl"]
   home, workdir, temporary = (tmp_path / name for name in ("home", "workdir", "temporary"))
   home.mkdir()
   temporary.mkdir()
@@ -182,7 +192,8 @@ def test_a_run_writes_to_its_workdir_alone_with_plain_permissions(tmp_path, prog
     "PYTHONPATH": str(ROOT),
   }
   report = tmp_path / "report.json"
-  command = [sys.executable, "-c", WATCHED, str(report), program, f"--workdir={workdir}", *options]
+  module = program.split()[0]
+  command = [sys.executable, "-c", WATCHED, str(report), module, f"--workdir={workdir}", *options]
   done = subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True, umask=0o022, timeout=280
   )

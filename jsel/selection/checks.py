@@ -31,12 +31,14 @@ def check_rows(walks: Walks, on_nonfinite: str) -> Checked:
   def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
       norm2 = np.einsum("ij,ij->i", x, x)
-    found["finite"][start : start + len(x)] = np.isfinite(norm2)
-    over = np.flatnonzero(~np.isfinite(norm2))
-    found["large"][start + over] = np.isfinite(x[over]).all(axis=1)
+    over, large = np.flatnonzero(~np.isfinite(norm2)), np.zeros(len(x), bool)
+    large[over] = np.isfinite(x[over]).all(axis=1)
     # A square may be lost where the entry is not 0.
-    none = np.flatnonzero(norm2 == 0)
-    found["zero"][start + none] = ~x[none].any(axis=1)
+    none, zero = np.flatnonzero(norm2 == 0), np.zeros(len(x), bool)
+    zero[none] = ~x[none].any(axis=1)
+    seen = Checked(np.isfinite(norm2), large, zero)
+    for name, column in seen._asdict().items():
+      found[name][start : start + len(column)] = column
     return state
 
   size = walks.pool.size
