@@ -125,7 +125,8 @@ def test_texts_are_encoded_searched_and_chosen_from(files, tmp_path):
 
 
 def test_a_broken_line_is_exit_code_2_and_one_line(files, tmp_path):
-  result = run(tmp_path, f"pool={files}/broken.jsonl", f"encoder={files}/tiny")
+  given = (f"queries={files}/queries.jsonl", f"encoder={files}/tiny")
+  result = run(tmp_path, f"pool={files}/broken.jsonl", *given)
   assert result.returncode == 2, result.stderr
   assert "broken.jsonl:2 is no JSON" in result.stderr
   assert "Traceback" not in result.stderr
