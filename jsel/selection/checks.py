@@ -29,10 +29,11 @@ def check_rows(walks: Walks, on_nonfinite: str) -> Checked:
   def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
       norm2 = np.einsum("ij,ij->i", x, x)
-    found["finite"][start : start + len(x)] = np.isfinite(norm2)
     # A square may be lost where the entry is not 0.
-    none = np.flatnonzero(norm2 == 0)
-    found["zero"][start + none] = ~x[none].any(axis=1)
+    none, zero = np.flatnonzero(norm2 == 0), np.zeros(len(x), bool)
+    zero[none] = ~x[none].any(axis=1)
+    for name, column in walks.whole({"finite": np.isfinite(norm2), "zero": zero}, start).items():
+      found[name][start : start + len(column)] = column
     return state
 
   size = walks.pool.size

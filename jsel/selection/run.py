@@ -7,7 +7,7 @@ import numpy as np
 
 from jsel import sharding
 from jsel.kernels.random import key_of_seed
-from jsel.selection import checks, constraints, plan, subset, tasks
+from jsel.selection import checks, constraints, hosts, plan, subset, tasks
 from jsel.selection.answers import Answers
 from jsel.selection.constraints import Amount
 from jsel.selection.pool import ArrayPart, Pool
@@ -43,6 +43,9 @@ def select(
 ) -> Subset:
   """The rows of ``pool`` that ``method`` takes within ``budget``, by rank.
 
+  With several processes (`jsel.sharding.join_hosts`) each has to make the same call, and has the
+  same result.
+
   Args:
     pool: embeddings ``[n, d]``, or a `Pool`.
     method: a key of `jsel.selectors.methods.METHODS`.
@@ -64,7 +67,7 @@ def select(
     warn: told what is not as it might be expected.
     stop: asked between blocks whether to end with `jsel.selection.walk.Stopped`.
     answers: where walks are kept for a later call with the same arguments.
-    approve: is shown what the ranking will take before it is begun, and may raise.
+    approve: is shown, in process 0, what the ranking will take before it is begun, and may raise.
     tell: is handed what the method has to say of its way to the ranking.
     **constants: of the method.
 
@@ -110,9 +113,9 @@ def select(
   count = checks.rows_wanted(budget, unit, pool.size, length, chosen.weighted)
   if approve:
     cost = tasks.tasks_cost(chosen, task, count, sets) if by_task else chosen.cost(task, count)
-    approve(plan.make_plan(pool, cost))
+    hosts.of_first(lambda: approve(plan.make_plan(pool, cost)))
 
-  walks = Walks(pool, report=report, stop=stop, answers=answers)
+  walks = Walks(pool, mesh, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)
   if not checked.finite.all():
     warn(f"{(~checked.finite).sum():,} rows hold a NaN or an infinity: they are dropped")
@@ -147,7 +150,7 @@ def select(
     requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
   else:
     requests = chosen.rank(key, task, count)
-  found, ranked = first_fit(requests, Walker(walks, eligible, mesh, tell=tell), fit, count, rows)
+  found, ranked = first_fit(requests, Walker(walks, eligible, tell=tell), fit, count, rows)
   if found is None:
     raise ValueError(
       f"method {method} ranks {ranked} rows, too few for a budget of {budget:g} {unit}: the others"

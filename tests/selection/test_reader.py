@@ -107,7 +107,7 @@ def test_given_lengths_are_kept_and_rows_read_from_anywhere(reader, tmp_path, rn
   pool = reader().open(write_lines(tmp_path / "a.jsonl", rows), NAMES, key="pool")
   assert pool.numbers("length").tolist() == [5] * 20
   part = pool.parts[0]
-  np.testing.assert_array_equal(np.concatenate(list(part.pieces(13))), all_rows(pool)[13:])
+  np.testing.assert_array_equal(np.concatenate(list(part.pieces([(13, 20)]))), all_rows(pool)[13:])
   assert list(part.texts()) == [row["text"] for row in rows]
 
 
