@@ -118,7 +118,8 @@ def place_own(x: np.ndarray, sharding: NamedSharding, rows: int) -> jax.Array:
     first, end, _ = index[0].indices(rows)
     return x[first - start : end - start]
 
-  return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+  with jax.transfer_guard_host_to_device("allow"):  # as in `place`
+    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
 
 
 def on_every_host(tree: Any) -> Any:
