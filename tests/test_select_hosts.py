@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
+from jsel.training import outputs
 from tests.test_hosts import Hosts
 
 SELECT = ("-m", "jsel.select", "--config=configs/select/rds.py")
@@ -56,11 +57,11 @@ def test_two_processes_select_as_one(digits, tmp_path):
   assert manifest["devices"]["processes"] == 2
 
 
-def test_a_mistake_ends_every_process_with_one_line(digits, tmp_path):
-  held = tmp_path / "run"
-  with Hosts(2, held, *digits, "--config.queries=", command=SELECT) as hosts:
+def test_what_one_process_alone_finds_wrong_is_told_by_all(digits, tmp_path):
+  outputs.hold(tmp_path)  # which only process 0 asks for
+  with Hosts(2, tmp_path, *digits, command=SELECT) as hosts:
     codes, texts = hosts.finish()
   assert codes == [2, 2], "\n".join(texts)
   for text in texts:
     assert len(told(text)) == 1, text
-    assert "method rds needs queries" in text
+    assert "another run is at work" in text

@@ -27,8 +27,8 @@ def agree(work: Callable[[], Found]) -> Found:
     work: asks nothing of the other processes.
 
   Raises:
-    ValueError: in every process, with the message of the first of them that made a mistake: a
-      ValueError, or a file that cannot be read or written. It is that process's own error in it.
+    ValueError: in every process, with the message of the first of them whose ``work`` raised one,
+      or could not read or write a file; in that process, its own error.
   """
   if jax.process_count() == 1:
     return work()

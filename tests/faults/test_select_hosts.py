@@ -1,13 +1,15 @@
-"""Selections of several processes: every kind of walk, signals, a lock, a lost process."""
+"""Selections of several processes: every kind of walk, signals, a gap, a lost process."""
 
 import signal
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jsel.training import outputs
-from tests.test_select_hosts import SELECT, Hosts, digits, select, told  # noqa: F401
+from tests.test_hosts import Hosts
+from tests.test_select_hosts import SELECT, select, told, write_digits
 
 METHODS = {
   "rds": (),
@@ -17,7 +19,7 @@ METHODS = {
   "sensitivity": ("--config.method.sensitivity.clusters=16",),
   "k_center": (),
 }
-SHARD = ("--config.shard=0/2",)
+GAPS = [70_000, 110_000]  # in the second block, which process 0 and which process 1 reads
 
 
 def pytest_generate_tests(metafunc):
@@ -26,13 +28,20 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("method", METHODS if is_long else [])
   if "after" in metafunc.fixturenames:
     metafunc.parametrize("after", [1, 2] if is_long else [])
+  if "gap" in metafunc.fixturenames:
+    metafunc.parametrize("gap", GAPS if is_long else [])
 
 
 def subset(workdir):
   return (workdir / "subset.parquet").read_bytes()
 
 
-def test_every_number_of_processes_selects_the_same(method, digits, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+def test_every_number_of_processes_selects_the_same(method, digits, tmp_path):
   options = (*digits, f"--config.method.name={method}", *METHODS[method])
   options += ("--config.picture=False", "--config.dedup=0.999", "--config.write_rows=jsonl")
   for count in (1, 2, 4):
@@ -87,9 +96,14 @@ def test_the_others_end_where_one_is_killed_and_the_run_goes_on(after, blocks, t
   assert subset(tmp_path) == whole
 
 
-def test_what_one_process_alone_finds_wrong_is_told_to_all(after, digits, tmp_path):  # noqa: F811
-  outputs.hold(tmp_path)  # which only process 0 asks for
-  with Hosts(2, tmp_path, *digits, command=SELECT) as hosts:
+def test_a_row_without_a_value_is_named_by_those_who_do_not_read_it(gap, tmp_path):
+  x = np.zeros((gap + 1000, 8), np.float32)
+  rows = [*x[:gap], None, *x[gap + 1 :]]
+  pq.write_table(pa.table({"embedding": rows}), tmp_path / "pool.parquet", row_group_size=8192)
+  options = (f"--config.pool={tmp_path}/pool.parquet", "--config.method.name=random")
+  with Hosts(2, tmp_path / "run", *options, command=SELECT) as hosts:
     codes, texts = hosts.finish()
   assert codes == [2, 2], "\n".join(texts)
-  assert all("another run is at work" in told(text)[0] and len(told(text)) == 1 for text in texts)
+  for text in texts:
+    assert f"row {gap} has no value" in told(text)[-1], text
+    assert "Traceback" not in text
