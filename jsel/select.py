@@ -3,7 +3,8 @@
     python -m jsel.select --config=configs/select/rds.py --config.pool=pool.parquet \
         --config.queries=queries.parquet --config.budget=0.035 --workdir=runs/subset
 
-Running it again goes on where it was stopped, or says that all is done. Exit codes: 0 done; 2 a
+Running it again goes on where it was stopped, or says that all is done. On several hosts start it
+in every process, with one workdir (`jsel.sharding.join_hosts`). Exit codes: 0 done; 2 a
 mistake in what was asked for, in one line; 143 and 130 stopped by SIGTERM and SIGINT after saving;
 1 anything else.
 """
@@ -21,8 +22,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jsel
+from jsel import sharding
 from jsel.data.subset_pool import metadata
-from jsel.selection import asked, picture, plan, rows, screen
+from jsel.selection import asked, hosts, picture, plan, rows, screen
 from jsel.selection.answers import Answers
 from jsel.selection.balance import balance
 from jsel.selection.config import HARMLESS
@@ -43,28 +45,23 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the subset is put.")
 def select_subset(config: ConfigDict, workdir: str) -> int:
   """The whole job, or the rest of it; returns the exit code."""
   seconds, lap = stopwatch()
-  path = outputs.check_workdir(workdir)
-  outputs.hold(path)
-  outputs.check_holds_no("a training run", path)
-  if not config.pool:
-    raise ValueError("--config.pool is missing: files of embeddings to choose from")
-  about = {
-    "config": outputs.config_dict(config),
-    "inputs": asked.input_hashes(config),
-    "versions": {"jsel": jsel.__version__, "jax": jax.__version__},
-  }
+  sharding.join_hosts(timeout=config.host_timeout)
+  is_first = hosts.is_first()
+  path = hosts.agree(lambda: outputs.check_workdir(workdir))
+  hosts.of_first(lambda: outputs.hold(path))
+  hosts.agree(lambda: outputs.check_holds_no("a training run", path))
+  about = hosts.agree(lambda: identity(config))
 
   # ---- What the workdir holds already -----------------------------------------------------------
 
-  if (path / "summary.json").exists() and not config.overwrite:
-    check_finished(path, about, harmless=HARMLESS)
+  if hosts.of_first(lambda: is_done(config, path, about)):
     note(f"all is done, see {path / 'summary.json'}; --config.overwrite=True does it again")
     return 0
   if config.shard:
     return encode_shard(config, path)
-  asked.check(config)
+  hosts.agree(lambda: asked.check(config))
   answers = Answers(path / "progress", about, save_seconds=config.save_seconds, warn=warn)
-  answers.open(harmless=HARMLESS, overwrite=config.overwrite)
+  hosts.of_first(lambda: answers.open(harmless=HARMLESS, overwrite=config.overwrite))
   rows.check_kind(config.write_rows)
 
   # ---- Selection --------------------------------------------------------------------------------
@@ -87,16 +84,18 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
     found[said.name] = said.facts
 
   display = Display()
+  report = display if is_first else lambda *_: None
   with StopSignals() as stop:
     reader = Reader(config, path, stop=stop.asked)
     try:
-      pool = reader.open(config.pool, config.columns.to_dict(), key="pool")
-      arguments = asked.arguments(config, reader)
+      columns = config.columns.to_dict()
+      pool = hosts.agree(lambda: reader.open(config.pool, columns, key="pool"))
+      arguments = hosts.agree(lambda: asked.arguments(config, reader))
       lap("opening")
 
       def exclude() -> np.ndarray | None:
         lap("planning")
-        searched.append(screen.search(pool, reader, config, report=display, stop=stop.asked))
+        searched.append(screen.search(pool, reader, config, report=report, stop=stop.asked))
         lap("searching")
         return searched[0].mask
 
@@ -105,7 +104,7 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
         method,
         config.budget,
         exclude=exclude,
-        report=display,
+        report=report,
         warn=warn,
         stop=stop.asked,
         answers=answers,
@@ -123,46 +122,84 @@ def select_subset(config: ConfigDict, workdir: str) -> int:
 
   # ---- What is left behind ----------------------------------------------------------------------
 
-  remove_finished(path)
-  outputs.write_json(path / "config.json", about["config"])
-  facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256, "inputs": about["inputs"]}
-  outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
-  buffer = io.BytesIO()
-  of_pool = pool_facts(pool, config.columns.id or "id", about["inputs"]["pool"])
-  pq.write_table(subset_table(pool, subset).replace_schema_metadata(metadata(of_pool)), buffer)
-  outputs.put(path / "subset.parquet", buffer.getvalue())
-  if config.write_rows:
-    note(f"the rows are in {rows.write_rows(path, pool, subset.index, config.write_rows)}")
+  def write_subset() -> None:
+    remove_finished(path)
+    outputs.write_json(path / "config.json", about["config"])
+    inputs = about["inputs"]
+    facts = {"name": "pool", "source": config.pool, "sha256": pool.sha256, "inputs": inputs}
+    outputs.write_json(path / "manifest.json", outputs.manifest(data=facts, seed=config.seed))
+    buffer = io.BytesIO()
+    of_pool = pool_facts(pool, config.columns.id or "id", inputs["pool"])
+    pq.write_table(subset_table(pool, subset).replace_schema_metadata(metadata(of_pool)), buffer)
+    outputs.put(path / "subset.parquet", buffer.getvalue())
+    if config.write_rows:
+      note(f"the rows are in {rows.write_rows(path, pool, subset.index, config.write_rows)}")
+
+  hosts.of_first(write_subset)
   lap("writing")
   counts = balance(pool, subset.index)
   if config.picture:
     sample, picks = picture.rows_to_draw(pool, subset, config.seed)
-    x = take(Walks(pool, report=display), np.concatenate([sample, subset.index[picks]]))
+    walks = Walks(pool, sharding.make_mesh(), report=report)
+    x = take(walks, np.concatenate([sample, subset.index[picks]]))
     drawing = picture.Drawing(sample, picks, x)
-    picture.draw(path / "subset.png", pool, subset, drawing, title=method, balance=counts)
+    options = {"title": method, "balance": counts}
+    hosts.of_first(lambda: picture.draw(path / "subset.png", pool, subset, drawing, **options))
     lap("drawing")
-  summary: dict[str, Any] = {
-    "method": method,
-    "rows": len(subset.index),
-    "pool_rows": pool.size,
-    "budget": config.budget,
-    "budget_unit": config.budget_unit,
-    "seed": config.seed,
-    **reader.facts,
-    **screen.write(path, searched[0]),
-    "found": found,
-    "balance": counts,
-    "walks": display.walks,
-    "walk_seconds": display.seconds,
-    "stage_seconds": seconds,
-    "wall_seconds": sum(seconds.values()),
-    "peak_resident_bytes": plan.peak_resident_bytes(),
-    "estimate": estimates[0]._asdict(),
-  }
-  outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is
-  answers.remove()
+
+  def write_summary() -> None:
+    summary: dict[str, Any] = {
+      "method": method,
+      "rows": len(subset.index),
+      "pool_rows": pool.size,
+      "budget": config.budget,
+      "budget_unit": config.budget_unit,
+      "seed": config.seed,
+      **reader.facts,
+      **screen.write(path, searched[0]),
+      "found": found,
+      "balance": counts,
+      "walks": display.walks,
+      "walk_seconds": display.seconds,
+      "stage_seconds": seconds,
+      "wall_seconds": sum(seconds.values()),
+      "peak_resident_bytes": plan.peak_resident_bytes(),
+      "estimate": estimates[0]._asdict(),
+    }
+    outputs.write_json(path / "summary.json", summary)  # the last: where it is, all is
+    answers.remove()
+
+  hosts.of_first(write_summary)
   note(f"{len(subset.index):,} rows in {path / 'subset.parquet'}")
   return 0
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+  """What tells this selection from others in its workdir."""
+  if not config.pool:
+    raise ValueError("--config.pool is missing: files of embeddings to choose from")
+  if config.shard and jax.process_count() > 1:
+    raise ValueError(
+      f"--config.shard={config.shard} is for a process of its own: start it without"
+      f" JAX_COORDINATOR_ADDRESS, or all {jax.process_count()} processes would encode that part"
+    )
+  return {
+    "config": outputs.config_dict(config),
+    "inputs": asked.input_hashes(config),
+    "versions": {"jsel": jsel.__version__, "jax": jax.__version__},
+  }
+
+
+def is_done(config: ConfigDict, path: Any, about: dict[str, Any]) -> bool:
+  """Whether the workdir holds the whole of this selection, and it is not to be overwritten.
+
+  Raises:
+    ValueError: if it holds another one, or a damaged one.
+  """
+  if not (path / "summary.json").exists() or config.overwrite:
+    return False
+  check_finished(path, about, harmless=HARMLESS)
+  return True
 
 
 def encode_shard(config: ConfigDict, path: Any) -> int:
@@ -195,13 +232,15 @@ def stopwatch() -> tuple[dict[str, float], Callable[[str], None]]:
 
 
 def note(text: str) -> None:
-  """Tells what is done."""
-  print(f"jsel: {text}", flush=True)
+  """Tells what is done, in process 0."""
+  if hosts.is_first():
+    print(f"jsel: {text}", flush=True)
 
 
 def warn(text: str) -> None:
-  """Tells what is not as it should be, and goes on."""
-  print(f"jsel: warning: {text}", file=sys.stderr, flush=True)
+  """Tells what is not as it should be, in process 0, and goes on."""
+  if hosts.is_first():
+    print(f"jsel: warning: {text}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

@@ -94,6 +94,34 @@ def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
+def rows_of_processes(sharding: NamedSharding, rows: int) -> list[tuple[int, int]]:
+  """Of ``rows`` that are split, those of each process's devices: from the first up to the second.
+
+  Where a process's devices do not follow each other in the mesh, with what is between them.
+
+  >>> rows_of_processes(rows_sharding(make_mesh(jax.devices()[:1])), 512)
+  [(0, 512)]
+  """
+  spans: dict[int, tuple[int, int]] = {}
+  for device, (index, *_) in sharding.devices_indices_map((rows,)).items():
+    first, end, _ = index.indices(rows)
+    known = spans.get(device.process_index, (first, end))
+    spans[device.process_index] = min(known[0], first), max(known[1], end)
+  return [spans[process] for process in sorted(spans)]
+
+
+def place_own(x: np.ndarray, sharding: NamedSharding, rows: int) -> jax.Array:
+  """One array of ``rows`` rows over the mesh, of which ``x`` is what `rows_of_processes` says."""
+  start = rows_of_processes(sharding, rows)[jax.process_index()][0]
+
+  def part(index: tuple[slice, ...]) -> np.ndarray:
+    first, end, _ = index[0].indices(rows)
+    return x[first - start : end - start]
+
+  with jax.transfer_guard_host_to_device("allow"):  # as in `place`
+    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+
 def on_every_host(tree: Any) -> Any:
   """The arrays of ``tree``, whole, on the host of every process: each has to call it."""
   if jax.process_count() == 1:

@@ -23,6 +23,7 @@ OF_FEED = {
   "super_batch": ("--config.feed=super_batch", "--config.selector.name=rs2"),
 }
 SECONDS = 280  # on a machine that is busy
+TRAIN = ("train.py", "--config=configs/digits.py")
 
 
 def free_port():
@@ -34,7 +35,7 @@ def free_port():
 class Hosts:
   """Processes that run one command together; all of them are gone when the block ends."""
 
-  def __init__(self, count, workdir, *options):
+  def __init__(self, count, workdir, *options, command=TRAIN):
     self.processes, self.outputs = [], []
     port = free_port()
     for index in range(count):
@@ -49,13 +50,7 @@ class Hosts:
         }
       self.processes.append(
         subprocess.Popen(
-          [
-            sys.executable,
-            "train.py",
-            "--config=configs/digits.py",
-            f"--workdir={workdir}",
-            *options,
-          ],
+          [sys.executable, *command, f"--workdir={workdir}", *options],
           cwd=ROOT,
           env=environment,
           stdout=subprocess.PIPE,

@@ -127,6 +127,16 @@ def encode(
   return result
 
 
+def missing(texts: Iterable[str], encoder: Encoder, *, cache_dir: str | Path) -> tuple[int, int]:
+  """How many ``texts`` there are, and how many of them have no embedding in ``cache_dir``."""
+  cache = EmbeddingCache(cache_dir, encoder=encoder.name, width=encoder.width)
+  count = lacking = 0
+  for window in windows(texts):
+    count += len(window)
+    lacking += int((cache.find(text_keys(window)) < 0).sum())
+  return count, lacking
+
+
 def embeddings(
   texts: Iterable[str], encoder: Encoder, *, cache_dir: str | Path
 ) -> Iterator[np.ndarray]:

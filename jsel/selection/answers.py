@@ -27,6 +27,8 @@ class Walked(NamedTuple):
 class Answers:
   """A file for each walk of a run, in the order in which they are asked for.
 
+  With several processes, process 0 writes and all read: the folder is one that they share.
+
   A file has the rows that were walked, the arrays of the state, which are told apart by their
   places in the request's own structure, and what was found of rows. It is whole or not there.
 
@@ -107,7 +109,9 @@ class Answers:
     return Walked(done, jax.tree.unflatten(structure, state), rows)
 
   def save(self, number: int, walked: Walked) -> None:
-    """Keeps a walk, finished or not."""
+    """Keeps a walk, finished or not; in process 0."""
+    if jax.process_index():
+      return
     if not (self._folder / ABOUT).exists():
       self._folder.mkdir(parents=True, exist_ok=True)
       outputs.write_json(self._folder / ABOUT, self._about)

@@ -37,7 +37,7 @@ def check_rows(walks: Walks, on_nonfinite: str) -> Checked:
     none, zero = np.flatnonzero(norm2 == 0), np.zeros(len(x), bool)
     zero[none] = ~x[none].any(axis=1)
     seen = Checked(np.isfinite(norm2), large, zero)
-    for name, column in seen._asdict().items():
+    for name, column in walks.whole(seen._asdict(), start).items():
       found[name][start : start + len(column)] = column
     return state
 

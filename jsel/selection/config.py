@@ -25,6 +25,7 @@ def base_config() -> ConfigDict:
   config.slow_minutes = 60.0  # estimated, beyond which a run needs allow_slow
   config.allow_slow = False
   config.save_seconds = 60.0  # between two savings of a walk that is under way
+  config.host_timeout = 100  # seconds; where a process of several is silent for so long, all end
   config.columns = ConfigDict()
   for name in ("embedding", "id", "group", "source", "length", "score"):
     config.columns[name] = config_dict.placeholder(str)  # None: of that name, if it is there
@@ -70,4 +71,4 @@ def _searches(config: ConfigDict) -> None:
 
 
 # What may change between a run and its resumption without changing what comes out.
-HARMLESS = ("overwrite", "slow_minutes", "allow_slow", "save_seconds", "cache_dir")
+HARMLESS = ("overwrite", "slow_minutes", "allow_slow", "save_seconds", "cache_dir", "host_timeout")

@@ -1,5 +1,6 @@
 """Pools of embeddings: arrays or files, read block by block."""
 
+import bisect
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jsel.data import files
 from jsel.data.digest import combined, files_sha256
@@ -15,6 +17,7 @@ from jsel.selection import slices
 
 ROWS = 16_384  # read from a file at a time
 COLUMNS = ("id", "group", "source", "length", "score")
+Spans = list[tuple[int, int]]  # rows from the first up to the second, ascending and apart
 
 
 class Part(Protocol):
@@ -25,8 +28,8 @@ class Part(Protocol):
   width: int
   columns: dict[str, pa.Array]
 
-  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
-    """Its embeddings in order from the row ``start``, a few rows at a time, ``[m, d]``."""
+  def pieces(self, spans: Spans | None = None) -> Iterator[np.ndarray]:
+    """Its embeddings of the rows ``spans`` (all if None), in order, a few at a time, ``[m, d]``."""
     ...
 
 
@@ -61,27 +64,42 @@ class Pool:
         raise ValueError(f"the column for {name} holds {told}: store it as one type in all files")
       self.columns[name] = pa.chunked_array([part.columns[name] for part in parts])
 
-  def blocks(self, rows: int, start: int = 0) -> Iterator[np.ndarray]:
+  def blocks(
+    self, rows: int, start: int = 0, *, own: tuple[int, int] | None = None
+  ) -> Iterator[np.ndarray]:
     """Embeddings in order from the row ``start``, float32 ``[rows, d]``, the last one shorter.
 
     Each is memory of its own.
+
+    Args:
+      rows: of a block.
+      start: of the pool, where the first block begins.
+      own: rows of each block, from the first up to the second, that are read and given; all if
+        None. Arrays and encoded texts are read at those rows alone, of a parquet file the row
+        groups that have some: to skip the rest, they must be smaller than a block.
     """
-    block, filled = np.empty((rows, self.width), np.float32), 0
-    ends = np.cumsum([part.size for part in self.parts])
-    for part, end in zip(self.parts, ends, strict=True):
-      if end <= start:
-        continue
-      for piece in part.pieces(max(part.size - int(end) + start, 0)):
-        at = 0
-        while at < len(piece):
-          taken = min(len(piece) - at, rows - filled)
-          block[filled : filled + taken] = piece[at : at + taken]
-          at, filled = at + taken, filled + taken
-          if filled == rows:
-            yield block
-            block, filled = np.empty((rows, self.width), np.float32), 0
-    if filled:
-      yield block[:filled]
+    first, end = own or (0, rows)
+    part = lambda at: (min(at + first, self.size), min(at + end, self.size))
+    spans = [part(at) for at in range(start, self.size, rows)]
+    pieces = self._pieces([(start, self.size)] if end - first == rows else spans)
+    rest = np.empty((0, self.width), np.float32)
+    for first, end in spans:
+      block, filled = np.empty((end - first, self.width), np.float32), 0
+      while filled < len(block):
+        rest = rest if len(rest) else next(pieces)
+        taken = min(len(rest), len(block) - filled)
+        block[filled : filled + taken] = rest[:taken]
+        rest, filled = rest[taken:], filled + taken
+      yield block
+
+  def _pieces(self, spans: Spans) -> Iterator[np.ndarray]:
+    """The rows ``spans`` of all parts."""
+    start = 0
+    for part in self.parts:
+      inside = within(spans, start, start + part.size)
+      if inside:
+        yield from part.pieces([(first - start, end - start) for first, end in inside])
+      start += part.size
 
   def numbers(self, name: str) -> np.ndarray | None:
     """The column ``name`` as float64, NaN where there is no value; None if there is none."""
@@ -148,10 +166,11 @@ class ArrayPart:
       if len(column) != self.size:
         raise ValueError(f"{path}: {self.size} embeddings but {len(column)} values of {name}")
 
-  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
+  def pieces(self, spans: Spans | None = None) -> Iterator[np.ndarray]:
     """Its embeddings (`Part.pieces`)."""
-    for at in range(start, self.size, ROWS):
-      yield self._x[at : at + ROWS]
+    for first, end in [(0, self.size)] if spans is None else spans:
+      for at in range(first, end, ROWS):
+        yield self._x[at : min(at + ROWS, end)]
 
 
 class ParquetPart:
@@ -176,19 +195,44 @@ class ParquetPart:
     first = next(self.pieces(), None)
     self.width = 1 if first is None else first.shape[1]
 
-  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
-    """Its embeddings (`Part.pieces`)."""
+  def pieces(self, spans: Spans | None = None) -> Iterator[np.ndarray]:
+    """Its embeddings (`Part.pieces`); row groups that have none of the rows are not read."""
+    spans = [(0, self.size)] if spans is None else spans
     with opened(self.path, in_order=True) as file:
-      sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-      ends = np.cumsum(sizes)
-      first = int(np.searchsorted(ends, start, side="right"))
-      groups = list(range(first, len(sizes)))
-      at = int(ends[first]) - sizes[first] if groups else start
-      for batch in file.iter_batches(ROWS, row_groups=groups, columns=[self._column]):
+      counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+      edges = np.cumsum([0, *counts]).tolist()
+      wanted = [g for g in range(len(counts)) if within(spans, edges[g], edges[g + 1])]
+      breaks = np.flatnonzero(np.diff(wanted) > 1) + 1
+      for groups in np.split(np.array(wanted, int), breaks) if wanted else ():
+        yield from self._cut(file, groups.tolist(), edges[groups[0]], spans)
+
+  def _cut(
+    self, file: pq.ParquetFile, groups: list[int], start: int, spans: Spans
+  ) -> Iterator[np.ndarray]:
+    """Of row groups that follow each other, the first at row ``start``, what is in ``spans``."""
+    for batch in file.iter_batches(ROWS, row_groups=groups, columns=[self._column]):
+      inside = within(spans, start, start + len(batch))
+      if inside:
         column = batch.column(0).cast(pa.list_(pa.float32()))
-        piece = input_array(column, start=at, path=self.path)[max(start - at, 0) :]
-        at += len(column)
-        yield piece
+        x = input_array(column, start=start, path=self.path)
+        yield from (x[first - start : end - start] for first, end in inside)
+      start += len(batch)
+
+
+def within(spans: Spans, start: int, end: int) -> Spans:
+  """What of ``spans`` is in the rows from ``start`` up to ``end``.
+
+  >>> within([(0, 4), (6, 9), (9, 12)], 3, 8)
+  [(3, 4), (6, 8)]
+  """
+  at = bisect.bisect_right(spans, start, key=lambda span: span[1])
+  found: Spans = []
+  while at < len(spans) and spans[at][0] < end:
+    first, last = max(spans[at][0], start), min(spans[at][1], end)
+    if first < last:
+      found.append((first, last))
+    at += 1
+  return found
 
 
 def open_pool(patterns: str, names: Mapping[str, str], *, key: str) -> Pool:

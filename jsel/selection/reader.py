@@ -5,17 +5,18 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jsel.data import chats, files
 from jsel.data.digest import combined, files_sha256
 from jsel.data.embedding_cache import EmbeddingCache
-from jsel.data.encode import encode
+from jsel.data.encode import encode, missing
 from jsel.data.parquet_columns import opened
 from jsel.data.text_files import LINES
 from jsel.models.encoders import PACKAGED, Encoder, open_encoder
-from jsel.selection import models
+from jsel.selection import hosts, models
 from jsel.selection.pool import COLUMNS, Pool, open_pool
 from jsel.selection.texts import TextPart, fill_columns, make_parts
 from jsel.selection.walk import Stopped
@@ -27,7 +28,8 @@ class Reader:
   Args:
     config: of the selection (`jsel.selection.config`).
     workdir: whose folder embeddings is the cache, unless the config names one.
-    stop: asked between batches whether to save what is encoded and raise `Stopped`.
+    stop: asked between batches whether to save what is encoded and raise `Stopped`; not where
+      there are several processes, which encode nothing.
   """
 
   def __init__(
@@ -142,8 +144,20 @@ class Reader:
       options.pop("batch_tokens")
       options["pooling"] = options["pooling"] or None
       self._encoder = open_encoder(config.encoder, **options)
+    texts = itertools.chain.from_iterable(part.scan() for part in parts)
+    if jax.process_count() > 1:
+      # Each would encode all of them, and processes that stop together ask as often.
+      count, lacking = missing(texts, self._encoder, cache_dir=self._cache_dir)
+      if lacking:
+        raise ValueError(
+          f"{lacking:,} of {count:,} texts of {key} are not encoded in {self._cache_dir}, and"
+          " several processes that select together do not encode: start one process alone, or"
+          " some with --config.shard=i/n, and then this command again"
+        )
+      self._count(key, texts=count, encoded_now=0)
+      return self._encoder, parts
     done = encode(
-      itertools.chain.from_iterable(part.scan() for part in parts),
+      texts,
       self._encoder,
       cache_dir=self._cache_dir,
       shard=shard,
@@ -175,11 +189,12 @@ class Reader:
         f"row {np.flatnonzero(empty)[0]} of {key} has no text to embed as"
         f" {self._config.text.span}: remove it, or set --config.text.span"
       )
-    print(
-      f"jsel: {key}: {truncated:,} of {len(lengths):,} texts have more than {encoder.max_length}"
-      " tokens, the rest of them was not read",
-      flush=True,
-    )
+    if hosts.is_first():
+      print(
+        f"jsel: {key}: {truncated:,} of {len(lengths):,} texts have more than {encoder.max_length}"
+        " tokens, the rest of them was not read",
+        flush=True,
+      )
     self._count(key, truncated=truncated, tokens=int(lengths.sum()), empty=int(empty.sum()))
     said = hashlib.sha256(b"".join(part.keys.tobytes() for part in parts)).hexdigest()
     sha256 = combined("texts", encoder.name, files_sha256([p.path for p in parts]), said)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from jsel import sharding
 from jsel.kernels.random import key_of_seed
-from jsel.selection import checks, constraints, plan, subset, tasks
+from jsel.selection import checks, constraints, hosts, plan, subset, tasks
 from jsel.selection.answers import Answers
 from jsel.selection.arrays import as_mask, as_numbers
 from jsel.selection.constraints import Amount
@@ -45,6 +45,9 @@ def select(
 ) -> Subset:
   """The rows of ``pool`` that ``method`` takes within ``budget``, by rank.
 
+  With several processes (`jsel.sharding.join_hosts`) each has to make the same call, and has the
+  same result.
+
   Args:
     pool: embeddings ``[n, d]``, of NumPy or JAX or lists of rows, or a `Pool`.
     method: a key of `jsel.selectors.methods.METHODS`.
@@ -67,7 +70,7 @@ def select(
     warn: told what is not as it might be expected.
     stop: asked between blocks whether to end with `jsel.selection.walk.Stopped`.
     answers: where walks are kept for a later call with the same arguments.
-    approve: is shown what the ranking will take before it is begun, and may raise.
+    approve: is shown, in process 0, what the ranking will take before it is begun, and may raise.
     tell: is handed what the method has to say of its way to the ranking.
     **constants: of the method.
 
@@ -117,13 +120,13 @@ def select(
   count = checks.rows_wanted(budget, unit, pool.size, length, chosen.weighted)
   if approve:
     cost = tasks.tasks_cost(chosen, task, count, sets) if by_task else chosen.cost(task, count)
-    approve(plan.make_plan(pool, cost))
+    hosts.of_first(lambda: approve(plan.make_plan(pool, cost)))
   if callable(exclude):
     exclude = exclude()
   if exclude is not None:
     exclude = as_mask(exclude, pool.size, "exclude")
 
-  walks = Walks(pool, report=report, stop=stop, answers=answers)
+  walks = Walks(pool, mesh, report=report, stop=stop, answers=answers)
   checked = checks.check_rows(walks, on_nonfinite)
   if not checked.finite.all():
     warn(checks.dropped(checked))
@@ -160,7 +163,7 @@ def select(
     requests = tasks.by_tasks(chosen, key, task, count, sets, shares)
   else:
     requests = chosen.rank(key, task, count)
-  found, ranked = first_fit(requests, Walker(walks, eligible, mesh, tell=tell), fit, count, rows)
+  found, ranked = first_fit(requests, Walker(walks, eligible, tell=tell), fit, count, rows)
   if found is None:
     zeros = int((checked.zero & eligible).sum())
     raise ValueError(checks.too_few(method, ranked, rows, zeros, f"{budget:g} {unit}"))

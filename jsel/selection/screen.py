@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from jsel.selection import hosts
 from jsel.selection.decontaminate import overlapping, similar
 from jsel.selection.duplicates import near_duplicates
 from jsel.selection.found import Found, Searched, as_table, by_source
@@ -80,7 +81,7 @@ def search(
     cells = {"cells": config.dedup_cells, "seed": config.seed}
     add(near_duplicates(pool, config.dedup, score=score, **cells, **options))
   searched = as_table(pool, found)
-  if found:
+  if found and hosts.is_first():
     print(f"jsel: {searched.mask.sum():,} of {pool.size:,} rows are not chosen from", flush=True)
     for line in by_source(searched.table):
       print(f"jsel:   {line}", flush=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jsel.data import chats
 from jsel.data.embedding_cache import KEY, EmbeddingCache, text_keys
 from jsel.data.text_files import TextFile, columns_of
-from jsel.selection.pool import ROWS, Pool
+from jsel.selection.pool import ROWS, Pool, Spans
 
 
 class TextPart:
@@ -53,10 +53,11 @@ class TextPart:
     """Takes embeddings from ``cache``."""
     self._cache, self.width = cache, cache.width
 
-  def pieces(self, start: int = 0) -> Iterator[np.ndarray]:
-    """Its embeddings in order from the row ``start`` (`jsel.selection.pool.Part`)."""
-    for at in range(start, self.size, ROWS):
-      yield self._cache.read(self.keys[at : at + ROWS])[0]
+  def pieces(self, spans: Spans | None = None) -> Iterator[np.ndarray]:
+    """Its embeddings of the rows ``spans``, all if None (`jsel.selection.pool.Part`)."""
+    for first, end in [(0, self.size)] if spans is None else spans:
+      for at in range(first, end, ROWS):
+        yield self._cache.read(self.keys[at : min(at + ROWS, end)])[0]
 
   def texts(self) -> Iterator[str]:
     """What was said in each row, all of it, whatever span is embedded."""

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsel import sharding
+from jsel.selection import hosts
 from jsel.selection.answers import Answers, Walked
 from jsel.selection.pool import Pool
 from jsel.selectors.parts import Block, Note, Pass, Take
@@ -27,8 +28,13 @@ class Stopped(Exception):
 class Walks:
   """Walks over ``pool``, one after another; those of an earlier run are not walked again.
 
+  With several processes each of them has to make the same walks: it reads of every block the rows
+  of its own devices (`Pool.blocks` says of what less cannot be read), all stop at the same block,
+  and process 0 keeps the answers, where all find them again.
+
   Args:
     pool: to walk over.
+    mesh: that blocks are split over.
     report: told what is done, rows so far (0 at first) and rows in all.
     stop: asked between blocks whether to raise `Stopped`.
     answers: where walks are kept, if anywhere.
@@ -37,12 +43,16 @@ class Walks:
   def __init__(
     self,
     pool: Pool,
+    mesh: Mesh,
     *,
     report: Callable[[str, int, int], Any] = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
     answers: Answers | None = None,
   ):
-    self.pool, self.rows = pool, block_rows(pool.size, pool.width)
+    self.pool, self.mesh, self.rows = pool, mesh, block_rows(pool.size, pool.width)
+    self.split = sharding.rows_sharding(mesh)
+    self.of_processes = sharding.rows_of_processes(self.split, self.rows)
+    self.own = self.of_processes[jax.process_index()]  # of a block, the rows that are read here
     self._report, self._stop, self._answers = report, stop, answers
     self._asked = 0
 
@@ -61,7 +71,8 @@ class Walks:
       name: of what the walk does.
       state: before the first block.
       rows: to be filled by ``step``, which may add to them.
-      step: ``(state, rows, start, x) -> state`` of the block ``x`` that begins at row ``start``.
+      step: ``(state, rows, start, x) -> state`` of the block that begins at row ``start``, of
+        which ``x`` is the part `own`; what it fills of ``rows`` is of the whole block.
       keep: whether a later run is to have what this walk finds.
     """
     number, self._asked = self._asked, self._asked + 1
@@ -69,6 +80,7 @@ class Walks:
     walked = Walked(0, state, rows)
     kept = answers.load(number, walked) if answers else None
     done, state, rows = kept or walked
+    hosts.check_alike(f"the walk {name!r} and how far it is", name, self.pool.size, done, state)
     self._report(name, done, self.pool.size)
     for start, x in self._blocks(done):
       if self._stop():
@@ -76,7 +88,9 @@ class Walks:
           answers.save(number, Walked(start, state, rows))
         raise Stopped
       state = step(state, rows, start, x)
-      done = start + len(x)
+      done = min(start + self.rows, self.pool.size)
+      if jax.process_count() > 1:
+        jax.block_until_ready(state)  # what it exchanges comes before what is agreed on next
       if answers and answers.is_due():
         answers.save(number, Walked(done, state, rows))
       self._report(name, done, self.pool.size)
@@ -85,17 +99,27 @@ class Walks:
       answers.save(number, Walked(done, state, rows))
     return state, rows
 
+  def whole(self, columns: dict[str, Any], start: int) -> dict[str, np.ndarray]:
+    """Columns of the block that begins at row ``start``, from those of the own rows of it."""
+    count = min(self.rows, self.pool.size - start)
+    if jax.process_count() > 1:
+      size = self.own[1] - self.own[0]
+      padded = lambda x: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])
+      place = lambda x: sharding.place_own(padded(x), self.split, self.rows)
+      columns = sharding.on_every_host(jax.tree.map(place, columns))
+    return {name: column[:count] for name, column in columns.items()}
+
   def _blocks(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks and where they start; the next one is read while one is worked on."""
     if start == self.pool.size:
       return
-    blocks = self.pool.blocks(self.rows, start)
+    blocks = self.pool.blocks(self.rows, start, own=self.own)
     with ThreadPoolExecutor(1) as reader:
       ahead = reader.submit(next, blocks, None)
-      while (x := ahead.result()) is not None:
+      while (x := hosts.agree(ahead.result)) is not None:
         ahead = reader.submit(next, blocks, None)
         yield start, x
-        start += len(x)
+        start += self.rows
 
 
 class Walker:
@@ -104,7 +128,6 @@ class Walker:
   Args:
     walks: over the pool.
     eligible: ``[n]`` bool, the rows that may be taken.
-    mesh: that blocks are split over.
     tell: is handed the method's notes.
   """
 
@@ -112,11 +135,10 @@ class Walker:
     self,
     walks: Walks,
     eligible: np.ndarray,
-    mesh: Mesh,
     *,
     tell: Callable[[Note], Any] = lambda _: None,
   ):
-    self._walks, self._eligible, self._mesh, self._tell = walks, eligible, mesh, tell
+    self._walks, self._eligible, self._tell = walks, eligible, tell
 
   def __call__(self, request: Pass | Take | Note) -> Any:
     """The answer of a request (`jsel.selectors.parts`)."""
@@ -125,32 +147,42 @@ class Walker:
     return take(self._walks, request.index) if isinstance(request, Take) else self._pass(request)
 
   def _pass(self, request: Pass) -> tuple[Any, dict[str, np.ndarray]]:
-    split, same = sharding.rows_sharding(self._mesh), NamedSharding(self._mesh, P())
-    update = compiled(request.update, self._mesh)
-    shared = jax.device_put(request.shared, same)
-    size, count = self._walks.pool.size, self._walks.rows
+    walks, same = self._walks, sharding.replicated(self._walks.mesh)
+    update = compiled(request.update, walks.mesh)
+    hosts.check_alike(f"what {request.name!r} begins with", request.shared)
+    shared = replicate(request.shared, same)
+    first, end = walks.own
+    size, count = walks.pool.size, end - first
 
     def step(state: Any, found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
       valid = np.zeros(count, bool)
-      valid[: len(x)] = self._eligible[start : start + len(x)]
+      valid[: len(x)] = self._eligible[start + first : start + first + len(x)]
       padded = np.zeros((count, x.shape[1]), np.float32) if len(x) < count else x
       # What may not be taken has no influence, not even where it is no number.
       padded[: len(x)] = np.where(valid[: len(x), None], x, 0)
       block = Block(
-        sharding.place(padded, split),
-        sharding.place(valid, split),
-        jax.device_put(np.int32(start), same),
+        sharding.place_own(padded, walks.split, walks.rows),
+        sharding.place_own(valid, walks.split, walks.rows),
+        replicate(np.int32(start), same),
       )
       # One block is worked on at a time: where reading is faster, the whole pool would queue up.
       jax.block_until_ready(state)
-      state, rows = update(jax.device_put(state, same), shared, block)
-      for name, column in jax.device_get(rows).items():
+      state, rows = update(replicate(state, same), shared, block)
+      for name, column in sharding.on_every_host(rows).items():
         if name not in found:
           found[name] = np.zeros((size, *column.shape[1:]), column.dtype)
-        found[name][start : start + len(x)] = column[: len(x)]
+        found[name][start : start + walks.rows] = column[: size - start]
       return state
 
-    return self._walks(request.name, request.state, {}, step)
+    return walks(request.name, request.state, {}, step)
+
+
+def replicate(tree: Any, same: NamedSharding) -> Any:
+  """Arrays that every process has, on every device of the mesh."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, same)
+  is_there = lambda x: isinstance(x, jax.Array) and not x.is_fully_addressable
+  return jax.tree.map(lambda x: x if is_there(x) else sharding.place(np.asarray(x), same), tree)
 
 
 @functools.lru_cache(maxsize=64)
@@ -173,8 +205,18 @@ def take(walks: Walks, index: np.ndarray) -> np.ndarray:
   wanted = index[order]
 
   def step(state: tuple[()], found: dict[str, np.ndarray], start: int, x: np.ndarray) -> Any:
-    first, last = np.searchsorted(wanted, [start, start + len(x)])
-    found["taken"][order[first:last]] = x[wanted[first:last] - start]
+    cuts = [np.searchsorted(wanted, [start + a, start + b]) for a, b in walks.of_processes]
+    first, last = cuts[jax.process_index()]
+    mine = x[wanted[first:last] - start - walks.own[0]]
+    if len(cuts) == 1:
+      found["taken"][order[first:last]] = mine
+      return state
+    most = max(int(last - first) for first, last in cuts)
+    if most:
+      room = 1 << (most - 1).bit_length()  # one of few sizes: each is compiled for
+      padded = np.pad(mine, [(0, room - len(mine)), (0, 0)])
+      for (first, last), some in zip(cuts, hosts.gathered(padded), strict=True):
+        found["taken"][order[first:last]] = some[: last - first]
     return state
 
   taken = np.zeros((len(index), walks.pool.width), np.float32)

@@ -40,6 +40,35 @@ def test_blocks_from_any_row(name, start, folder, x, monkeypatch):
     assert pool.columns["id"].to_pylist() == list(range(1000))
 
 
+@pytest.mark.parametrize("name", ["[ab].parquet", "x.npy", "x.npz", "x.safetensors"])
+@pytest.mark.parametrize("start", [0, 256])
+def test_parts_of_blocks_are_those_of_the_blocks(name, start, folder, x, monkeypatch):
+  monkeypatch.setattr(pools, "ROWS", 50)
+  pool = open_pool(f"{folder}/{name}", {}, key="pool")
+  whole = list(pool.blocks(128, start))
+  for first, end in [(0, 32), (32, 128), (96, 128)]:  # of the last block the third one has no row
+    parts = list(pool.blocks(128, start, own=(first, end)))
+    assert len(parts) == len(whole)
+    for part, block in zip(parts, whole, strict=True):
+      np.testing.assert_array_equal(part, block[first:end])
+
+
+def test_row_groups_without_the_own_rows_are_not_read(tmp_path, x, monkeypatch):
+  pq.write_table(pa.table({"embedding": list(x)}), tmp_path / "x.parquet", row_group_size=32)
+  pool = open_pool(f"{tmp_path}/x.parquet", {}, key="pool")
+  read = []
+  array = pools.input_array
+
+  def counted(column, *, start, path):
+    read.append((start, len(column)))
+    return array(column, start=start, path=path)
+
+  monkeypatch.setattr(pools, "input_array", counted)
+  parts = list(pool.blocks(128, own=(64, 96)))
+  np.testing.assert_array_equal(parts[1], x[192:224])
+  assert read == [(start, 32) for start in range(64, 1000, 128)]
+
+
 def test_local_arrays_stay_in_their_files(folder):
   for name in ("x.npy", "x.safetensors"):
     part = open_pool(f"{folder}/{name}", {}, key="pool").parts[0]

@@ -107,8 +107,26 @@ def test_given_lengths_are_kept_and_rows_read_from_anywhere(reader, tmp_path, rn
   pool = reader().open(write_lines(tmp_path / "a.jsonl", rows), NAMES, key="pool")
   assert pool.numbers("length").tolist() == [5] * 20
   part = pool.parts[0]
-  np.testing.assert_array_equal(np.concatenate(list(part.pieces(13))), all_rows(pool)[13:])
+  np.testing.assert_array_equal(np.concatenate(list(part.pieces([(13, 20)]))), all_rows(pool)[13:])
   assert list(part.texts()) == [row["text"] for row in rows]
+
+
+def test_several_processes_read_what_is_encoded_and_encode_nothing(
+  reader, tmp_path, rng, monkeypatch
+):
+  texts = [{"text": text} for text in sentences(rng, 20)]
+  files = write_lines(tmp_path / "a.jsonl", texts)
+  with monkeypatch.context() as patched:
+    patched.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(
+      ValueError, match=r"20 of 20 texts of pool are not encoded.*--config\.shard"
+    ):
+      reader().open(files, NAMES, key="pool")
+  whole = all_rows(reader().open(files, NAMES, key="pool"))
+  monkeypatch.setattr("jax.process_count", lambda: 2)
+  one = reader()
+  np.testing.assert_array_equal(all_rows(one.open(files, NAMES, key="pool")), whole)
+  assert one.facts["pool"]["encoded_now"] == 0
 
 
 def test_a_new_file_encodes_the_new_texts_alone(reader, tmp_path, rng):
