@@ -166,8 +166,8 @@ class Walker:
         replicate(np.int32(start), same),
       )
       # One block is worked on at a time: where reading is faster, the whole pool would queue up.
-      jax.block_until_ready(state)
-      state, rows = update(replicate(state, same), shared, block)
+      state = jax.block_until_ready(replicate(state, same))
+      state, rows = update(state, shared, block)
       for name, column in sharding.on_every_host(rows).items():
         if name not in found:
           found[name] = np.zeros((size, *column.shape[1:]), column.dtype)
