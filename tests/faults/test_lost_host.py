@@ -22,13 +22,13 @@ from jax.experimental import multihost_utils
 import numpy as np
 from jsel import sharding
 from jsel.training.command import run_main
-flags.DEFINE_string("config", "", "Not looked at.")
+flags.DEFINE_string("config", "", "A file, not looked at.")
 def main(argv):
   sharding.join_hosts(timeout=20)
   while True:
     multihost_utils.process_allgather(np.int32(1))
     print("met", flush=True)
-run_main(main, default_config="none")
+run_main(main, default_config="train.py")
 """
 
 
