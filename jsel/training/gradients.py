@@ -47,7 +47,7 @@ class Learner(NamedTuple):
     batch_size = batch.index.shape[0]
     gradient = jax.grad(self.mean_loss, has_aux=True)
     if self.parts:
-      gradients, (variables, said) = self._in_parts(state, key, inputs, labels, batch)
+      gradients, (variables, said) = self._gradient_in_parts(state, key, inputs, labels, batch)
     elif self.accumulate == 1:
       gradients, (variables, said) = gradient(
         state.params, state.variables, key, inputs, labels, batch
@@ -124,10 +124,10 @@ class Learner(NamedTuple):
       return (), self.loss_function(outputs, labels)
 
     if self.parts:
-      of_rows = self._of_parts(of_rows)
+      of_rows = self._sum_of_parts(of_rows)
     return of_rows((params, variables), (inputs, labels))[1]
 
-  def _in_parts(
+  def _gradient_in_parts(
     self, state: TrainState, key: jax.Array, inputs: jax.Array, labels: jax.Array, batch: Batch
   ) -> tuple[Any, tuple[Any, dict[str, jax.Array]]]:
     """What `jax.grad` of `mean_loss` gives, from each part's alone."""
@@ -138,13 +138,15 @@ class Learner(NamedTuple):
       return (gradients, statistics), said
 
     same = state.params, state.variables, key
-    summed, said = self._of_parts(of_part)(same, (inputs, labels, batch))
+    summed, said = self._sum_of_parts(of_part)(same, (inputs, labels, batch))
     gradients, statistics = jax.tree.map(lambda x: x / self.parts, summed)
     _, others = nnx.split_state(state.variables, nnx.BatchStat, ...)
     said = jax.lax.with_sharding_constraint(said, replicated(self.mesh))
     return gradients, (nnx.merge_state(statistics, others), said)
 
-  def _of_parts(self, function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+  def _sum_of_parts(
+    self, function: Callable[..., tuple[Any, Any]]
+  ) -> Callable[..., tuple[Any, Any]]:
     return sum_of_parts(function, parts=self.parts, mesh=self.mesh, unroll=self.unroll)
 
   def _parts(self, x: jax.Array, batch_size: int) -> jax.Array:
