@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jsel.training import outputs
-from tests.test_hosts import Hosts
+from tests.test_hosts import Hosts, told
 
 SELECT = ("-m", "jsel.select", "--config=configs/select/rds.py")
 
@@ -31,11 +31,6 @@ def select(count, workdir, *options):
     codes, texts = hosts.finish()
   assert codes == [0] * count, "\n".join(texts)
   return texts
-
-
-def told(text):
-  """What a process says, without the lines of Gloo."""
-  return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_hosts import Hosts
-from tests.test_select_hosts import SELECT, select, told, write_digits
+from tests.test_hosts import Hosts, told
+from tests.test_select_hosts import SELECT, select, write_digits
 
 METHODS = {
   "rds": (),

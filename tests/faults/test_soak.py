@@ -65,9 +65,11 @@ def test_a_long_run_stays_as_it_was(monkeypatch, watch, tmp_path, faults, report
     survived=steps,
     growth=growth,
     resident=[look[1] for look in watch.looks[:: max(len(watch.looks) // 10, 1)]],
-    arrays=max(arrays),
+    arrays=min(arrays),
     compiled=compiled[-1],
   )
   assert compiled[0] == compiled[-1], watch.compiled[compiled[0] :]
-  assert max(arrays) <= max(live for _, _, live, _ in before)
+  # The least: a look while a checkpoint is being written finds its arrays as well, and whether it
+  # still is depends on the disk. What leaks is there at every look.
+  assert min(arrays) <= max(live for _, _, live, _ in before)
   assert growth <= GROWTH
