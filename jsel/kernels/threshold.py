@@ -70,9 +70,10 @@ def highest_over(
     if axis_name is not None:
       ids = ids + lax.axis_index(axis_name) * count
       gather = lambda x: lax.all_gather(x, axis_name, tiled=True, to="invarying")
-      candidates, ids = gather(top), gather(ids)
+      top, ids = gather(top), gather(ids)
+    if devices > 1:
       # Candidates stand in the order of the devices, so position still breaks ties by id.
-      top, position = highest(lambda keys: keys, candidates, k)
+      top, position = highest(lambda keys: keys, top, k)
       ids = ids[position]
     found = top != LOWEST
     if not by_score:
@@ -97,12 +98,12 @@ def highest(
 ) -> tuple[jax.Array, jax.Array]:
   """The ``k`` highest keys, descending, and their positions; ties by position."""
   count = jax.tree.leaves(arrays)[0].shape[0]
-  if count < 256 * k or count < 2**17:
+  if count < 128 * k or count < 2**14:
     return sorted_top_k(keys_of(arrays), k)
   # The k highest rows lie in the k blocks of highest maxima. So do they with
   # ties: a row of another block is preceded by the maxima of all those k.
   # Keys of the chosen blocks are made anew: all of them are never written.
-  block = min(1 << round(math.log2(count / k) / 2), _BLOCK)
+  block = min(1 << math.ceil(math.log2(count / k) / 2), _BLOCK)
   whole = count // block * block
   cut = lambda x: x[:whole].reshape(-1, block)
   blocks = jax.tree.map(cut, arrays)
@@ -250,7 +251,7 @@ def _candidates(keys: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
   They lie in those ``most`` blocks that have the highest maxima, the first of them where maxima
   tie: a row of another block is preceded by the maxima of all those.
   """
-  block = 1 << max(round(math.log2(keys.shape[0] / most) / 2), 3)
+  block = min(1 << max(math.ceil(math.log2(keys.shape[0] / most) / 2), 3), _BLOCK)
   padded = jnp.pad(keys, (0, -keys.shape[0] % block), constant_values=LOWEST)
   blocks = padded.reshape(-1, block)
   _, chosen = sorted_top_k(blocks.max(1), most)
