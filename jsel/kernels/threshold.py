@@ -16,7 +16,9 @@ LOWEST = np.int32(np.iinfo(np.int32).min)  # the key of rows that never win
 # Rows a maximum, at most: XLA on CPU writes out what it takes the maximum of 64 and more of.
 _BLOCK = 32
 _TIE_BLOCK = 512
-_SMALL = 1024  # rows up to which a histogram of 65,536 bins costs more than it saves
+_SMALL = 1024  # rows up to which histograms cost more than they save
+_LARGE = 2**16  # rows up to which three short histograms are faster than two of 65,536 bins
+_MANY = 512  # highest rows from which XLA's partial sort on CPU is slower than histograms
 
 
 def to_keys(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
@@ -75,11 +77,11 @@ def highest_over(
       # Candidates stand in the order of the devices, so position still breaks ties by id.
       top, position = highest(lambda keys: keys, top, k)
       ids = ids[position]
-    found = top != LOWEST
-    if not by_score:
-      order = jnp.where(found, ids, np.iinfo(np.int32).max)
+    if not by_score or k >= _MANY:
+      # Stable, so that equal keys stay in the order of their ids.
+      order = jnp.where(top != LOWEST, ~top if by_score else ids, np.iinfo(np.int32).max)
       _, ids, top = lax.sort((order, ids, top), num_keys=1)
-      found = top != LOWEST
+    found = top != LOWEST
   else:
     # Several passes read the keys; made anew in each, they would cost more than to read.
     keys = lax.optimization_barrier(keys_of(arrays))
@@ -96,10 +98,10 @@ def highest_over(
 def highest(
   keys_of: Callable[[Any], jax.Array], arrays: Any, k: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The ``k`` highest keys, descending, and their positions; ties by position."""
+  """The ``k`` highest keys and their positions, in any order; of equal keys the first."""
   count = jax.tree.leaves(arrays)[0].shape[0]
   if count < 128 * k or count < 2**14:
-    return sorted_top_k(keys_of(arrays), k)
+    return unsorted_top_k(keys_of(arrays), k)
   # The k highest rows lie in the k blocks of highest maxima. So do they with
   # ties: a row of another block is preceded by the maxima of all those k.
   # Keys of the chosen blocks are made anew: all of them are never written.
@@ -107,15 +109,31 @@ def highest(
   whole = count // block * block
   cut = lambda x: x[:whole].reshape(-1, block)
   blocks = jax.tree.map(cut, arrays)
-  _, chosen = sorted_top_k(keys_of(blocks).max(1), k)
+  _, chosen = unsorted_top_k(keys_of(blocks).max(1), k)
   chosen = jnp.sort(chosen)  # so that position within the candidates is the order of the rows
   keys = keys_of(jax.tree.map(lambda x: x[chosen], blocks)).reshape(-1)
   rows = (chosen[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]).reshape(-1)
   if whole < count:
     keys = jnp.concatenate([keys, keys_of(jax.tree.map(lambda x: x[whole:], arrays))])
     rows = jnp.concatenate([rows, jnp.arange(whole, count, dtype=jnp.int32)])
-  top, position = sorted_top_k(keys, k)
+  top, position = unsorted_top_k(keys, k)
   return top, rows[position]
+
+
+def unsorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """`sorted_top_k` of one axis, in any order."""
+  if k < _MANY or keys.shape[0] > 128 * k:
+    return sorted_top_k(keys, k)
+
+  def by_histogram(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Every row can be taken, those of `LOWEST` too: exactly k are.
+    kth, left = kth_by_histogram(keys, jnp.int32(k), None)
+    mask = _up_to_kth(keys, keys == kth, kth, left, None)
+    position, top, _ = compact(mask, keys, k, None)
+    assert top is not None
+    return top, position
+
+  return lax.platform_dependent(keys, cpu=by_histogram, default=lambda keys: sorted_top_k(keys, k))
 
 
 def sorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -166,9 +184,13 @@ def mask_of_highest(
 def _mask_of_few(keys: jax.Array, k: jax.Array, most: int) -> jax.Array:
   """`mask_of_highest` on one device: the few rows are found, and no pass looks for ties."""
   candidates, rows = _candidates(keys, most)
-  top, position = sorted_top_k(candidates, most)
-  taken = (jnp.arange(most) < k) & (top != LOWEST)
-  place = jnp.where(taken, rows[position], keys.shape[0])
+  if most < _MANY:
+    top, position = sorted_top_k(candidates, most)
+    taken, rows = (jnp.arange(most) < k) & (top != LOWEST), rows[position]
+  else:
+    kth, left = kth_by_histogram(candidates, k, None)
+    taken = _up_to_kth(candidates, candidates == kth, kth, left, None) & (candidates != LOWEST)
+  place = jnp.where(taken, rows, keys.shape[0])
   return jnp.zeros(keys.shape, bool).at[place].set(True, mode="drop")
 
 
@@ -186,9 +208,14 @@ def _mask_from_kth(
   if most is not None and 128 * most <= keys.shape[0]:
     on_cpu = lambda keys, k: kth_of_few(keys, k, most, axis_name)
   kth, left = lax.platform_dependent(keys, k, cpu=on_cpu, default=counting)
-  above = keys > kth
   tied = (keys == kth) & (keys != LOWEST if eligible is None else eligible)
+  return _up_to_kth(keys, tied, kth, left, axis_name)
 
+
+def _up_to_kth(
+  keys: jax.Array, tied: jax.Array, kth: jax.Array, left: jax.Array, axis_name: AxisName
+) -> jax.Array:
+  """bool[n]: the keys above the ``kth``, and of those ``tied`` with it the first ``left``."""
   # The first rows of the tied take what is left: find the row that is the last
   # of them, through counts of blocks, so that no prefix sum has length n.
   blocks = jnp.pad(tied, (0, -tied.shape[0] % _TIE_BLOCK)).reshape(-1, _TIE_BLOCK)
@@ -199,7 +226,7 @@ def _mask_from_kth(
   before = ends[block] - last_block.sum(dtype=jnp.int32)
   within = (jnp.cumsum(last_block.astype(jnp.int32)) < left - before).sum(dtype=jnp.int32)
   end = jnp.where(left > 0, block * _TIE_BLOCK + within + 1, 0)
-  return above | (tied & (jnp.arange(keys.shape[0], dtype=jnp.int32) < end))
+  return (keys > kth) | (tied & (jnp.arange(keys.shape[0], dtype=jnp.int32) < end))
 
 
 def kth_by_histogram(
@@ -207,22 +234,23 @@ def kth_by_histogram(
 ) -> tuple[jax.Array, jax.Array]:
   """The k-th highest key, and how many of that key belong to the ``k``.
 
-  By histograms of the upper and the lower 16 bits.
+  By histograms of the upper and then the lower bits, of those that the upper ones leave.
   """
-
-  def digit_of_kth(digits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    counts = jnp.zeros(2**16, jnp.int32).at[digits].add(1, mode="drop")
-    counts = _sum_over(counts, axis_name).reshape(256, 256)
+  ordered = lax.bitcast_convert_type(keys, jnp.uint32) ^ jnp.uint32(2**31)
+  found, below = jnp.uint32(0), 32
+  for width in (12, 10, 10) if keys.shape[0] <= _LARGE else (16, 16):
+    below -= width
+    digits = ((ordered >> below) & (2**width - 1)).astype(jnp.int32)
+    if below + width < 32:
+      # Digits of rows that are out already fall outside of the histogram.
+      digits = jnp.where(ordered >> (below + width) == found, digits, 2**width)
+    counts = jnp.zeros(2**width, jnp.int32).at[digits].add(1, mode="drop")
+    counts = _sum_over(counts, axis_name).reshape(2 ** (width // 2), -1)
     coarse, k = _bin_of_kth(counts.sum(1, dtype=jnp.int32), k)
     fine, k = _bin_of_kth(counts[coarse], k)
-    return coarse * 256 + fine, k
-
-  upper_digits = (keys >> 16) + 2**15
-  upper, k = digit_of_kth(upper_digits, k)
-  # Digits of rows that are out already fall outside of the histogram.
-  lower_digits = jnp.where(upper_digits == upper, keys & 0xFFFF, 2**16)
-  lower, k = digit_of_kth(lower_digits, k)
-  return ((upper - 2**15) << 16) | lower, k
+    digit = coarse * counts.shape[1] + fine
+    found = (found << width) | digit.astype(jnp.uint32)
+  return lax.bitcast_convert_type(found ^ jnp.uint32(2**31), jnp.int32), k
 
 
 def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -254,7 +282,7 @@ def _candidates(keys: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
   block = min(1 << max(math.ceil(math.log2(keys.shape[0] / most) / 2), 3), _BLOCK)
   padded = jnp.pad(keys, (0, -keys.shape[0] % block), constant_values=LOWEST)
   blocks = padded.reshape(-1, block)
-  _, chosen = sorted_top_k(blocks.max(1), most)
+  _, chosen = unsorted_top_k(blocks.max(1), most)
   chosen = jnp.sort(chosen)  # so that position breaks ties as the row does
   rows = chosen[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]
   return blocks[chosen].reshape(-1), rows.reshape(-1)

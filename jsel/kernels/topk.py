@@ -36,7 +36,8 @@ def top_k(
   The gradient is zero.
 
   Sharding: bitwise the same anywhere. Gathers ``k`` candidates of each device
-  where those are few, else sums two histograms of 65,536 and two arrays of ``k``.
+  where those are few, else sums histograms (two of 65,536; where a device has
+  no more rows, three of 4,096) and two arrays of ``k``.
 
   Args:
     scores: ``[n]`` float32, bfloat16, float16 or int32.
@@ -71,8 +72,8 @@ def top_k_mask(
 
   Nothing of the rows' length is sorted, and another ``k`` compiles nothing if it
   is traced; an int, once for each power of two. Sharding: bitwise the same
-  anywhere; sums two histograms of 65,536 on CPU (of an int ``k`` below n / 256,
-  and elsewhere: eight of 15).
+  anywhere; sums two histograms of 65,536 or three of 4,096 on CPU (of an int
+  ``k`` below n / 256, and elsewhere: eight of 15).
 
   Args:
     scores: ``[n]`` float32, bfloat16, float16 or int32.

@@ -112,15 +112,25 @@ def test_zeros_of_both_signs_tie():
 
 
 @pytest.mark.parametrize("spread", [3, 10**6])
-def test_few_of_many_by_blocks(rng, spread):
+@pytest.mark.parametrize("k", [100, 300, 1000])  # from 512 on candidates are counted, not sorted
+def test_few_of_many_by_blocks(rng, spread, k):
   n = 2**17 + 17  # not a multiple of the block
   scores = rng.integers(0, spread, n).astype(np.float32)
   scores[-1] = spread
-  check(topk.top_k(scores, 300), scores, 300)
-  check(topk.top_k(scores, 300, sorted=True), scores, 300, by_score=True)
   few = np.full(n, np.nan, np.float32)
   few[[3, n - 1]] = 1  # fewer eligible rows than blocks
-  check(topk.top_k(few, 300), few, 300)
+  for case in (scores, -scores, few):
+    check(topk.top_k(case, k), case, k)
+    check(topk.top_k(case, k, sorted=True), case, k, by_score=True)
+    want = top_k_oracle(case, k)
+    np.testing.assert_array_equal(np.flatnonzero(topk.top_k_mask(case, k)), want[want >= 0])
+
+
+@pytest.mark.parametrize("by_score", [False, True])
+def test_more_candidates_than_are_sorted_on_devices(rng, by_score):
+  scores = rng.integers(0, 2000, 2**16).astype(np.float32)
+  result = on_devices(topk.top_k, 8)(scores, 1000, sorted=by_score)
+  check(result, scores, 1000, by_score=by_score)
 
 
 def test_sizes_that_no_block_divides(rng):
@@ -276,9 +286,11 @@ def test_sharded_programs_gather_no_rows(rng):
   few = collective_sizes(topk.top_k, scores, k=10)
   assert few
   assert max(few) == 8 * 10
-  many = collective_sizes(topk.top_k, scores, k=5000)
-  assert max(many) == 2**16  # the histogram
-  assert max(collective_sizes(topk.top_k_mask, scores, k=5000)) == 2**16
+  many = collective_sizes(topk.top_k, scores, k=3000)
+  assert max(many) == 2**12  # a histogram of three
+  assert max(collective_sizes(topk.top_k_mask, scores, k=3000)) == 2**12
+  more = jax.ShapeDtypeStruct((2**20,), jnp.float32)
+  assert max(collective_sizes(topk.top_k_mask, more, k=9000)) == 2**16  # of two
 
 
 def test_a_slice_of_the_result_sorts_nothing_of_length_n(rng):
