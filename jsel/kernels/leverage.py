@@ -1,5 +1,6 @@
 """Leverage scores: how much each row decides by itself in a linear regression on all of them."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -129,6 +130,14 @@ def apply(
   if x.ndim != 2 or x.shape[1] != d:
     raise ValueError(f"x must be [n, {d}] as the rows of the fit, got {x.shape}")
   check_valid(valid, x.shape[0])
+  return _apply(design, x, valid, axis_name=axis_name)
+
+
+# One program: eagerly, every call would compile the loop over tiles again.
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _apply(
+  design: Design, x: jax.Array, valid: jax.Array | None, *, axis_name: AxisName
+) -> jax.Array:
   design = jax.tree.map(lambda array: array.astype(jnp.float32), design)
 
   def of_row(row: jax.Array) -> jax.Array:
@@ -136,5 +145,5 @@ def apply(
     part = jnp.matmul(design.basis.T, scaled, precision=jax.lax.Precision.HIGHEST)
     return design.constant + jnp.sum(part * part)
 
-  found = map_tiles(jax.vmap(of_row), x, width=2 * d, axis_name=axis_name)
+  found = map_tiles(jax.vmap(of_row), x, width=2 * x.shape[1], axis_name=axis_name)
   return found if valid is None else jnp.where(valid, found, 0)

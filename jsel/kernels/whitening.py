@@ -1,5 +1,6 @@
 """Whitening by principal components."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -126,7 +127,7 @@ def from_moments(
   if method == "eigh":
     variances, vectors = jnp.linalg.eigh(covariance)
   elif method == "subspace":
-    variances, vectors = _subspace_eigh(covariance, min(rank + OVERSAMPLING, d), steps)
+    variances, vectors = _subspace_eigh(covariance, width=min(rank + OVERSAMPLING, d), steps=steps)
   else:
     raise ValueError(f'method must be "eigh" or "subspace", got {method!r}')
 
@@ -176,6 +177,14 @@ def apply(
   if x.ndim != 2 or x.shape[1] != d:
     raise ValueError(f"x must be [n, {d}] as the rows of the fit, got {x.shape}")
   check_valid(valid, x.shape[0])
+  return _apply(whitening, x, valid, axis_name=axis_name)
+
+
+# One program: eagerly, every call would compile the loop over tiles again.
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _apply(
+  whitening: Whitening, x: jax.Array, valid: jax.Array | None, *, axis_name: AxisName
+) -> jax.Array:
   whitening = jax.tree.map(lambda array: array.astype(jnp.float32), whitening)
 
   def whiten(row: jax.Array) -> jax.Array:
@@ -183,11 +192,12 @@ def apply(
     projected = jnp.matmul(whitening.components, centred, precision=jax.lax.Precision.HIGHEST)
     return projected * whitening.scale
 
-  y = map_tiles(jax.vmap(whiten), x, width=d, axis_name=axis_name)
+  y = map_tiles(jax.vmap(whiten), x, width=x.shape[1], axis_name=axis_name)
   return y if valid is None else jnp.where(valid[:, None], y, 0)
 
 
-def _subspace_eigh(matrix: jax.Array, width: int, steps: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("width", "steps"))
+def _subspace_eigh(matrix: jax.Array, *, width: int, steps: int) -> tuple[jax.Array, jax.Array]:
   """The ``width`` largest eigenvalues, ascending, and their vectors ``[d, width]``."""
   product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   start = jax.random.normal(jax.random.key(0), (matrix.shape[0], width), jnp.float32)

@@ -69,6 +69,8 @@ def sensitivity(
       "sensitivity: clusters must be at least 1, power 1 or 2, quantile and floor in [0, 1], got"
       f" {clusters=}, {power=}, {quantile=}, {floor=}"
     )
+  if min(iterations, refinements) < 0:
+    raise ValueError(f"sensitivity: negative option: {iterations=}, {refinements=}")
   if draws not in ("priority", "replacement"):
     raise ValueError(f'sensitivity.draws must be "priority" or "replacement", got {draws!r}')
   if proxy not in ("center", "known"):

@@ -83,6 +83,8 @@ def sensitivity_regression(
       "sensitivity_regression: clusters must be at least 1, quantile and floor in [0, 1], got"
       f" {clusters=}, {quantile=}, {floor=}"
     )
+  if min(iterations, refinements) < 0:
+    raise ValueError(f"sensitivity_regression: negative option: {iterations=}, {refinements=}")
   options = {"iterations": iterations, "refinements": refinements}
 
   def rank(key: jax.Array, task: Task, count: int):

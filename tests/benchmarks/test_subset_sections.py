@@ -33,12 +33,12 @@ def folder(tmp_path):
     },
     "subset_transfer": {
       encoder: {
-        **{"rows_a_source": 5, "sources": 2, "rows": 10, "rows_there": 99, "groups": 1},
+        **{"rows_a_source": rows, "sources": 2, "rows": 10, "rows_there": 99, "groups": 1},
         **{"cut_at": 128, "cut": 0.25, "queries": 8, "budget": 0.035, "layers": 7, "seeds": 1},
         "runs": [{"case": "rds", "source": s, "seed": 0, **share} for s in range(2)],
         **ABOUT,
       }
-      for encoder in ("all-MiniLM-L6-v2", "another")
+      for encoder, rows in (("all-MiniLM-L6-v2", None), ("another", 5))
     },
     "sensitivity_error": {
       **{"rows": 700, "coefficient_of_variation": 1.2, "bound": [bound | {"delta": 0.1}]},
