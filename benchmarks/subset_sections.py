@@ -56,13 +56,16 @@ def transfer(result: dict[str, Any]) -> str:
   """How much of a subset comes from the source of its queries, an encoder after the other."""
   parts = ["### What queries of one source bring"]
   for encoder, found in result.items():
-    command = "" if encoder == ENCODER else f" --encoder={encoder} --rows={found['rows_a_source']}"
+    command = "" if encoder == ENCODER else f" --encoder={encoder}"
+    slice_ = ""
+    if (rows := found["rows_a_source"]) is not None:
+      command, slice_ = f"{command} --rows={rows}", f"a slice of at most {rows} of each of "
     parts += [
       f"`python -m benchmarks.subset_transfer{command}` ({machines_of(found)})",
-      f"Natural Instructions as in BIG-bench, a slice of at most {found['rows_a_source']} of each"
-      f" of {found['sources']} subtasks ({found['rows']:,} rows of {found['rows_there']:,}),"
-      f" inputs cut at {found['cut_at']} tokens ({100 * found['cut']:.0f} % were longer), the"
-      f" definition and the target left out. {found['queries']} queries of one subtask, a budget"
+      f"Natural Instructions as in BIG-bench, {slice_}{found['sources']} subtasks"
+      f" ({found['rows']:,} different inputs of {found['rows_there']:,}), inputs cut at"
+      f" {found['cut_at']} tokens ({100 * found['cut']:.0f} % were longer), the definition and"
+      f" the target left out. {found['queries']} queries of one subtask, a budget"
       f" of {100 * found['budget']:g} %: the share that comes from that subtask and from all"
       f" subtasks of its corpus ({found['groups']} corpora), mean and 95 % interval over subtasks,"
       f" each the mean of {found['seeds']} draws of queries. crds_r has {found['layers']} hidden"

@@ -4,12 +4,12 @@
     python -m benchmarks.subset_transfer --folder=DIR --encoder=SmolLM2-135M-Instruct --rows=33
 
 DIR is natural_instructions/ of the BIG-bench archive (pip download --no-deps --no-clean
-bigbench==1.0.0). A slice of at most 250 rows of each of its 61 subtasks is the pool, its inputs cut
-at 128 tokens and embedded by all-MiniLM-L6-v2: for crds_r all its hidden states, for the others the
-last; or by a causal model, for crds_r its last 18 layers. For each subtask 8 rows of its own are
-queries and cannot be taken; each method takes 3.5 % of the rest. Counted is the share that comes
-from the subtask of the queries, or from all subtasks made of the same corpus, also as a share of
-the largest that was possible.
+bigbench==1.0.0). All inputs of its 61 subtasks, or a slice of at most ``--rows`` of each, are the
+pool, cut at 128 tokens and embedded by all-MiniLM-L6-v2: for crds_r all its hidden states, for the
+others the last; or by a causal model, for crds_r its last 18 layers. For each subtask 8 rows of its
+own are queries and cannot be taken; each method takes 3.5 % of the rest. Counted is the share that
+comes from the subtask of the queries, or from all subtasks made of the same corpus, also as a share
+of the largest that was possible.
 
 Leaves benchmarks/results/subset_transfer.json: numbers alone, no text.
 """
@@ -65,8 +65,10 @@ class Texts(NamedTuple):
   there: int  # rows in all files
 
 
-def read(folder: Path, rows_a_source: int) -> Texts:
+def read(folder: Path, rows_a_source: int | None = None) -> Texts:
   """A random ``rows_a_source`` of each subtask in ``folder``, all where there are no more.
+
+  An input that a subtask has twice is there once.
 
   Raises:
     ValueError: if there is no subtask.
@@ -206,19 +208,18 @@ def main(argv: list[str]) -> None:
     **{"rows": len(layers), "rows_there": found.there, "sources": len(found.sources)},
     **{"groups": len(found.groups), "rows_a_source": given.rows, "cut_at": CUT},
     **{"cut": float((length > CUT).mean()), "budget": BUDGET, "queries": QUERIES},
-    **{"layers": len(taken), "seeds": given.seeds},
-    **{"machine": machine(), "machine_shared": given.shared},
+    **{"layers": len(taken), "machine": machine(), "machine_shared": given.shared},
   }
   kept = json.loads(PATH.read_text()) if PATH.exists() else {}
   runs = []
-  for case in cases(len(taken)):
-    for seed in range(given.seeds):
+  for seed in range(given.seeds):
+    for case in cases(len(taken)):
       for asked in range(len(found.sources)):
         options = {"asked": asked, "seed": seed, "all_layers": len(taken)}
         runs.append(shares(layers, found.source, found.group, case, **options))
-    kept[given.encoder] = about | {"runs": runs}
+      print(f"seed {seed}, {case[0]}: {percent(by_source(runs, case[0], 'of_source'))}", flush=True)
+    kept[given.encoder] = about | {"seeds": seed + 1, "runs": runs}
     PATH.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"{case[0]}: {percent(by_source(runs, case[0], 'of_source'))}", flush=True)
   print(table(runs))
 
 
@@ -226,7 +227,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("folder", "~/.cache/jsel/natural_instructions", "Of the subtasks.")
   flags.DEFINE_string("cache", glosses.CACHE, "Folder of embeddings, outside of the repository.")
   flags.DEFINE_enum("encoder", glosses.ENCODER, list(ENCODERS), "Of the inputs.")
-  flags.DEFINE_integer("rows", 250, "Of each subtask, at the most.")
+  flags.DEFINE_integer("rows", None, "Of each subtask, at the most; otherwise all.")
   flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ...: draws of queries.")
   flags.DEFINE_bool("shared", False, "Others use the machine: seconds are no measure.")
   app.run(main)

@@ -1,5 +1,6 @@
 """Exact selection of the highest among int32 keys: candidates, k-th key, mask, ids of a mask."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -244,13 +245,20 @@ def kth_by_histogram(
     if below + width < 32:
       # Digits of rows that are out already fall outside of the histogram.
       digits = jnp.where(ordered >> (below + width) == found, digits, 2**width)
-    counts = jnp.zeros(2**width, jnp.int32).at[digits].add(1, mode="drop")
-    counts = _sum_over(counts, axis_name).reshape(2 ** (width // 2), -1)
+    counts = _sum_over(_histogram(digits, 2**width), axis_name).reshape(2 ** (width // 2), -1)
     coarse, k = _bin_of_kth(counts.sum(1, dtype=jnp.int32), k)
     fine, k = _bin_of_kth(counts[coarse], k)
     digit = coarse * counts.shape[1] + fine
     found = (found << width) | digit.astype(jnp.uint32)
   return lax.bitcast_convert_type(found ^ jnp.uint32(2**31), jnp.int32), k
+
+
+def _histogram(digits: jax.Array, bins: int) -> jax.Array:
+  """How many there are of each digit below ``bins``; others are not counted."""
+  # XLA on CPU counts by one thread, but several parts at once.
+  parts = jnp.array_split(digits, 8 if digits.shape[0] >= 2**22 else 1)
+  counts = [jnp.zeros(bins, jnp.int32).at[part].add(1, mode="drop") for part in parts]
+  return functools.reduce(jnp.add, counts)
 
 
 def _bin_of_kth(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
