@@ -9,9 +9,9 @@ import numpy as np
 
 from jsel.kernels import topk
 from jsel.kernels.integers import multiply_divide, prefix_sum, subtract
+from jsel.kernels.keys import to_keys
 from jsel.kernels.reduce import TwoLimb, two_limb_less
 from jsel.kernels.rows import AxisName, rows
-from jsel.kernels.threshold import to_keys
 
 Numbers = jax.Array | np.ndarray | list[int] | tuple[int, ...]
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsel.kernels.keys import to_keys
 from jsel.kernels.reduce import fixed_tree_sum
 from jsel.kernels.rows import AxisName, rows
-from jsel.kernels.threshold import to_keys
 
 
 @rows("scores", "valid", out=True)

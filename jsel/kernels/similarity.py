@@ -9,9 +9,10 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels import precision as products
+from jsel.kernels.highest import sorted_top_k
+from jsel.kernels.keys import LOWEST, from_keys, to_keys
 from jsel.kernels.precision import Precision
 from jsel.kernels.rows import AxisName, row_count, rows
-from jsel.kernels.threshold import LOWEST, from_keys, sorted_top_k, to_keys
 from jsel.kernels.tiles import TILE, blocks
 
 Duplicates = Literal["next_best", "lose_turn"]

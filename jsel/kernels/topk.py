@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsel.kernels import threshold
+from jsel.kernels import highest, threshold
+from jsel.kernels.keys import from_keys, to_keys
 from jsel.kernels.random import row_gumbel
 from jsel.kernels.reduce import LEAVES, rounded
 from jsel.kernels.rows import AxisName, row_count, row_ids, rows
@@ -261,10 +262,10 @@ def _check_count(name: str, k: Any, local_count: int, axis_name: AxisName, lowes
 def _top_k(
   scores: jax.Array, valid: jax.Array | None, *, k: int, by_score: bool, axis_name: AxisName
 ) -> TopK:
-  keys_of = lambda arrays: threshold.to_keys(*arrays)
+  keys_of = lambda arrays: to_keys(*arrays)
   eligible = _eligible(scores, valid)
-  top, ids = threshold.highest_over(keys_of, (scores, valid), eligible, k, by_score, axis_name)
-  return TopK(threshold.from_keys(top, scores.dtype), ids)
+  top, ids = highest.highest_over(keys_of, (scores, valid), eligible, k, by_score, axis_name)
+  return TopK(from_keys(top, scores.dtype), ids)
 
 
 def _eligible(scores: jax.Array, valid: jax.Array | None) -> jax.Array | None:
@@ -284,8 +285,8 @@ def _top_k_mask(
   axis_name: AxisName,
 ) -> jax.Array:
   # Several passes read them.
-  keys = jax.lax.optimization_barrier(threshold.to_keys(scores, valid))
-  return threshold.mask_of_highest(keys, _eligible(scores, valid), k, axis_name, most)
+  keys = jax.lax.optimization_barrier(to_keys(scores, valid))
+  return highest.mask_of_highest(keys, _eligible(scores, valid), k, axis_name, most)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "axis_name"))
@@ -321,7 +322,7 @@ def _penalized_top_k(
     # The product keeps its own rounding: contracted into a fused multiply-add in
     # one program and not in the next, it would move ties.
     cost = rounded(penalty * usage.astype(jnp.float32))
-    return threshold.to_keys(scores.astype(jnp.float32) - cost, valid)
+    return to_keys(scores.astype(jnp.float32) - cost, valid)
 
-  top, ids = threshold.highest_over(keys_of, (scores, usage, valid), None, k, by_score, axis_name)
-  return TopK(threshold.from_keys(top, jnp.dtype(jnp.float32)), ids)
+  top, ids = highest.highest_over(keys_of, (scores, usage, valid), None, k, by_score, axis_name)
+  return TopK(from_keys(top, jnp.dtype(jnp.float32)), ids)
