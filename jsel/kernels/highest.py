@@ -23,6 +23,8 @@ from jsel.kernels.threshold import (
 _BLOCK = 32
 _SMALL = 1024  # rows up to which histograms cost more than they save
 _MANY = 512  # highest rows from which XLA's partial sort on CPU is slower than histograms
+_SAMPLE = 2**14  # rows that say from which key on candidates are taken
+_SIGMAS = 6  # by which the sample may be off before all rows are searched after all
 
 
 def highest_over(
@@ -39,8 +41,66 @@ def highest_over(
   ``by_score``; at the end, `LOWEST` and -1 where no row was left.
   """
   count, devices = jax.tree.leaves(arrays)[0].shape[0], axis_size(axis_name)
-  total = count * devices
-  few = k <= 4096 and (64 * k <= total or total <= _SMALL) and devices * min(k, count) <= 2**16
+  of_all = lambda arrays: _of_all(keys_of, arrays, eligible, k, by_score, axis_name)
+  by_blocks = k < _MANY or count > 4096 * k
+  if devices > 1 or eligible is not None or by_blocks or count < 8 * max(k, _SAMPLE):
+    return of_all(arrays)
+  on_cpu = lambda arrays: _by_sample(keys_of, arrays, k, by_score, axis_name)
+  return lax.platform_dependent(arrays, cpu=on_cpu, default=of_all)
+
+
+def _by_sample(
+  keys_of: Callable[[Any], jax.Array], arrays: Any, k: int, by_score: bool, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """`highest_over` of one device: by a sample's key that somewhat more than ``k`` rows reach.
+
+  One pass finds those, and the k-th is searched among them. Whether they were enough, and no more
+  than there is room for, is counted. With many ties there may be more; then the k-th is mostly that
+  of the sample, and else all rows are searched.
+  """
+  count = jax.tree.leaves(arrays)[0].shape[0]
+  stride = count // _SAMPLE
+  margin = lambda rows: math.ceil(rows + _SIGMAS * math.sqrt(rows)) + 1
+  rank = margin(k * _SAMPLE / count)
+  room = math.ceil(margin(rank) * count / _SAMPLE)
+  sample = keys_of(jax.tree.map(lambda x: x[: stride * _SAMPLE : stride], arrays))
+  least, _ = kth_by_histogram(sample, jnp.int32(rank), None)
+  rows, _, reached = compact(keys_of(arrays) >= least, None, room, None)
+  keys = keys_of(jax.tree.map(lambda x: x[rows], arrays))
+  keys = jnp.where(jnp.arange(room, dtype=jnp.int32) < reached, keys, LOWEST)
+  top, position = unsorted_top_k(keys, k)
+  order = ~top if by_score else position
+  if by_score or not _are_counted(room, k):  # else in the order of the rows
+    _, position, top = lax.sort((order, position, top), num_keys=1)
+  found = top, rows[position]
+
+  def of_others() -> tuple[jax.Array, jax.Array]:
+    of_all = lambda: _of_all(keys_of, arrays, None, k, by_score, None)
+    if _is_few(k, count):
+      return of_all()
+    keys = keys_of(arrays)
+    left = k - (keys > least).sum(dtype=jnp.int32)
+    tied = lambda: up_to_kth(keys, keys == least, least, left, None)
+    of_tied = lambda: _of_mask(keys, tied(), k, by_score, None)
+    return lax.cond((left > 0) & (reached >= k) & (least != LOWEST), of_tied, of_all)
+
+  # The rest is not in the branch: what is runs on one thread.
+  top, ids = lax.cond((reached >= k) & (reached <= room), lambda: found, of_others)
+  # The same on the one device of the axis, which has to be said.
+  return sum_over(top, axis_name), sum_over(ids, axis_name)
+
+
+def _of_all(
+  keys_of: Callable[[Any], jax.Array],
+  arrays: Any,
+  eligible: jax.Array | None,
+  k: int,
+  by_score: bool,
+  axis_name: AxisName,
+) -> tuple[jax.Array, jax.Array]:
+  """`highest_over`, without a sample."""
+  count, devices = jax.tree.leaves(arrays)[0].shape[0], axis_size(axis_name)
+  few = _is_few(k, count * devices) and devices * min(k, count) <= 2**16
   if few and eligible is None:
     top, ids = highest(keys_of, arrays, min(k, count))
     if axis_name is not None:
@@ -60,12 +120,24 @@ def highest_over(
     # Several passes read the keys; made anew in each, they would cost more than to read.
     keys = lax.optimization_barrier(keys_of(arrays))
     mask = mask_of_highest(keys, eligible, jnp.int32(k), axis_name)
-    ids, top, held = compact(mask, keys, k, axis_name)
-    found = jnp.arange(k, dtype=jnp.int32) < held
-    if by_score:
-      # ~x falls as x rises, without overflow; the sort is stable, so what was not found stays last.
-      order = jnp.where(found, ~top, np.iinfo(np.int32).max)  # pyrefly: ignore
-      _, ids, top = lax.sort((order, ids, top), num_keys=1)  # pyrefly: ignore
+    return _of_mask(keys, mask, k, by_score, axis_name)
+  return jnp.where(found, top, LOWEST), jnp.where(found, ids, -1)
+
+
+def _is_few(k: int, total: int) -> bool:
+  return k <= 4096 and (64 * k <= total or total <= _SMALL)
+
+
+def _of_mask(
+  keys: jax.Array, mask: jax.Array, k: int, by_score: bool, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """Keys and ids of the at most ``k`` rows of ``mask``, as `highest_over` returns them."""
+  ids, top, held = compact(mask, keys, k, axis_name)
+  found = jnp.arange(k, dtype=jnp.int32) < held
+  if by_score:
+    # ~x falls as x rises, without overflow; the sort is stable, so what was not found stays last.
+    order = jnp.where(found, ~top, np.iinfo(np.int32).max)  # pyrefly: ignore
+    _, ids, top = lax.sort((order, ids, top), num_keys=1)  # pyrefly: ignore
   return jnp.where(found, top, LOWEST), jnp.where(found, ids, -1)
 
 
@@ -167,9 +239,14 @@ def _candidates(
   return keys, rows
 
 
+def _are_counted(count: int, k: int) -> bool:
+  """Whether, on CPU, `unsorted_top_k` counts, and so keeps the order of the rows."""
+  return k >= _MANY and count <= 128 * k
+
+
 def unsorted_top_k(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """`sorted_top_k` of one axis, in any order."""
-  if k < _MANY or keys.shape[0] > 128 * k:
+  if not _are_counted(keys.shape[0], k):
     return sorted_top_k(keys, k)
 
   def by_histogram(keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -126,6 +126,40 @@ def test_few_of_many_by_blocks(rng, spread, k):
     np.testing.assert_array_equal(np.flatnonzero(topk.top_k_mask(case, k)), want[want >= 0])
 
 
+def sampled_cases(rng, n, k):
+  """Scores that a sample of every eighth row says much of, and some that it says nothing of."""
+  distinct = rng.permutation(n).astype(np.float32)
+  high, place = np.sort(distinct)[::-1], np.arange(n)
+  sampled_first = np.lexsort((place, place % 8 != 0))
+  cases = {"shuffled": distinct, "ascending": high[::-1], "descending": high}
+  cases["sampled are highest"] = np.empty_like(high)
+  cases["sampled are highest"][sampled_first] = high
+  cases["sampled are lowest"] = -cases["sampled are highest"]
+  cases["few values"] = rng.integers(0, 30, n).astype(np.float32)
+  cases["one value"] = np.ones(n, np.float32)
+  cases["k are tied"] = np.where(distinct < k, 1, 0).astype(np.float32)
+  cases["fewer are eligible"] = np.where(distinct < k - 1, distinct, np.nan)
+  return cases
+
+
+@pytest.mark.parametrize("k", [512, 5000, 16_000])
+def test_a_sample_leads_to_the_same_rows(rng, k):
+  n = 2**17 + 17
+  top_k = jax.jit(lambda scores: topk.top_k(scores, k))
+  by_score = jax.jit(lambda scores: topk.top_k(scores, k, sorted=True))
+  for scores in sampled_cases(rng, n, k).values():
+    check(top_k(scores), scores, k)
+    check(by_score(scores), scores, k, by_score=True)
+
+
+def test_a_sample_on_the_one_device_of_a_mesh(rng):
+  n = 2**17
+  for name in ("shuffled", "few values"):
+    scores, valid = sampled_cases(rng, n, 2000)[name], np.arange(n) < n - 300
+    result = on_devices(topk.top_k, 1)(scores, 2000, valid=valid, sorted=True)
+    check(result, scores, 2000, valid, by_score=True)
+
+
 @pytest.mark.parametrize("by_score", [False, True])
 def test_more_candidates_than_are_sorted_on_devices(rng, by_score):
   scores = rng.integers(0, 2000, 2**16).astype(np.float32)
