@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jsel.kernels import precision as products
+from jsel.kernels.best_so_far import Best, Waiting, add_to_waiting, merge, no_waiting
 from jsel.kernels.highest import sorted_top_k
 from jsel.kernels.keys import LOWEST, from_keys, to_keys
 from jsel.kernels.precision import Precision
@@ -129,25 +130,31 @@ def _best_matches(x, queries, valid, *, count, tile, precision, axis_name):
       eligible &= lax.dynamic_slice_in_dim(valid, start, cut.size)
     return to_keys(product, jnp.broadcast_to(eligible[None], product.shape)), offset + row
 
-  def step(carry: tuple[jax.Array, jax.Array], index: jax.Array):
-    best, ids = carry
+  def tile_keys(index: jax.Array) -> tuple[jax.Array, jax.Array]:
     block_ids = index * per_step + jnp.arange(per_step, dtype=jnp.int32)
     keys, row = lax.map(block_keys, block_ids)
-    keys, row = jnp.moveaxis(keys, 0, 1).reshape(q, -1), row.reshape(-1)
+    return jnp.moveaxis(keys, 0, 1).reshape(q, -1), row.reshape(-1)
 
-    def merge(best: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-      # The best so far come first: of lower ids, they win ties by their position.
-      best, position = sorted_top_k(jnp.concatenate([best, keys], axis=1), held)
-      old = jnp.take_along_axis(ids, jnp.minimum(position, held - 1), axis=1)
-      return best, jnp.where(position < held, old, row[jnp.maximum(position - held, 0)])
+  def merge_each(best: Best) -> Best:
+    def step(best: Best, index: jax.Array) -> tuple[Best, None]:
+      keys, row = tile_keys(index)
+      rises = jnp.any(jnp.max(keys, axis=1) > best.keys[:, -1])
+      return lax.cond(rises, merge, lambda best, *_: best, best, keys, row[None]), None
 
-    rises = jnp.any(jnp.max(keys, axis=1) > best[:, -1])
-    return lax.cond(rises, merge, lambda best, ids: (best, ids), best, ids), None
+    return lax.scan(step, best, jnp.arange(steps, dtype=jnp.int32))[0]
 
-  start = jnp.full((q, held), LOWEST), jnp.full((q, held), -1, jnp.int32)
+  def merge_seldom(best: Best) -> Best:
+    def step(state: tuple[Best, Waiting], index: jax.Array):
+      return add_to_waiting(*state, *tile_keys(index)), None
+
+    state = best, no_waiting(best)
+    (best, waiting), _ = lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
+    return merge(best, waiting.keys, waiting.ids)
+
+  best = Best(jnp.full((q, held), LOWEST), jnp.full((q, held), -1, jnp.int32))
   if axis_name is not None:
-    start = lax.pcast(start, axis_name, to="varying")
-  (best, ids), _ = lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
+    best = lax.pcast(best, axis_name, to="varying")
+  best, ids = lax.platform_dependent(best, cpu=merge_seldom, default=merge_each)
   if axis_name is not None:
     gather = lambda part: lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying")
     # In the order of the devices, so position still breaks ties by id.

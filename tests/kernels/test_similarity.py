@@ -73,6 +73,17 @@ def test_matches_a_sort_whatever_the_tile(pool, tile):
   check(got, best_matches_oracle(x[:n], queries, 37, valid[:n]))
 
 
+@pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
+@pytest.mark.parametrize("count", [5, 700])
+def test_rows_that_wait_for_a_merge_are_not_lost(rng, order, count):
+  """Of rising rows every tile's join; those of a tile that few join, and that many do."""
+  x = rng.integers(-50, 51, (40_000, 2)).astype("f4")
+  queries = np.array([[1, 0], [3, -2], [0, 0]], "f4")  # ties, and nothing but ties
+  rank = np.argsort(x @ queries[0], kind="stable")
+  x = {"rising": x[rank], "falling": x[rank[::-1]], "shuffled": x}[order]
+  check(best_matches(x, queries, count, tile=900), best_matches_oracle(x, queries, count))
+
+
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize(("count", "tile"), [(37, 200), (900, None)])
 def test_same_on_any_device_count(pool, devices, count, tile):
