@@ -76,8 +76,7 @@ def add_to_waiting(
   q, room = waiting.keys.shape
   better = keys > best.keys[:, -1:]
   words = bits.pack(jnp.pad(better, [(0, 0), (0, -better.shape[1] % bits.WORD)]))
-  lengths = bits.count(words)
-  joining = lengths.sum(1, dtype=jnp.int32)
+  joining = bits.count(words).sum(1, dtype=jnp.int32)
   most = jnp.max(joining)
   many = min(max(MANY, best.keys.shape[1] // 2), room)
 
@@ -92,13 +91,8 @@ def add_to_waiting(
   def joined(size: int, best: Best, waiting: Waiting) -> tuple[Best, Waiting]:
     row = jnp.arange(q, dtype=jnp.int32)[:, None]
     slot = jnp.arange(size, dtype=jnp.int32)[None]
-    ends = jnp.cumsum(lengths, axis=1)
-    # The word of a slot: how many words end at or before it.
-    ended = jnp.zeros((q, size), jnp.int32).at[row, ends].add(1, mode="drop")
-    word = jnp.minimum(jnp.cumsum(ended, axis=1), words.shape[1] - 1)
-    at = lambda array: jnp.take_along_axis(array, word, axis=1)
-    within = slot - (at(ends) - at(lengths))
-    place = jnp.minimum(word * bits.WORD + bits.nth_set(at(words), within), keys.shape[1] - 1)
+    place, _ = jax.vmap(lambda words: bits.places(words, size))(words)
+    place = jnp.minimum(place, keys.shape[1] - 1)
     to = jnp.where(slot < joining[:, None], waiting.filled[:, None] + slot, room)
     put = lambda old, new: old.at[row, to].set(new, mode="drop")
     new = put(waiting.keys, jnp.take_along_axis(keys, place, axis=1)), put(waiting.ids, ids[place])

@@ -125,6 +125,7 @@ def _of_all(
 
 
 def _is_few(k: int, total: int) -> bool:
+  """Whether candidates are found by the maxima of blocks, and not by the k-th key of all."""
   return k <= 4096 and (64 * k <= total or total <= _SMALL)
 
 

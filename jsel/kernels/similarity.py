@@ -67,7 +67,7 @@ def best_matches(
     queries: ``[q, d]`` of any real dtype, the same on every device.
     count: matches a query, static, ``1 <= count <= n``.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
-    tile: rows merged at a time, static; if None, as many as have 4 million
+    tile: rows compared at a time, static; if None, as many as have 4 million
       products with the queries, and at least ``count``. Changes no result.
     precision: of the products.
     axis_name: mesh axis (or axes) that the rows are split over.

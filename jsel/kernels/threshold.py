@@ -90,18 +90,9 @@ def compact(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
   """Global ids of the first ``size`` rows of ``mask``, their keys (0 past the count), the count."""
   rows = mask.shape[0]
-  words = bits.pack(jnp.pad(mask, (0, -rows % bits.WORD)))
-  lengths = bits.count(words)
-  ends = jnp.cumsum(lengths)
-  count = ends[-1]
-
   slots = min(size, rows)
-  slot = jnp.arange(slots, dtype=jnp.int32)
-  # The word of a slot: how many words end at or before it.
-  word = jnp.cumsum(jnp.zeros(slots, jnp.int32).at[ends].add(1, mode="drop"))
-  word = jnp.minimum(word, words.shape[0] - 1)
-  ids = word * bits.WORD + bits.nth_set(words[word], slot - (ends[word] - lengths[word]))
-  filled = slot < count
+  ids, count = bits.places(bits.pack(jnp.pad(mask, (0, -rows % bits.WORD))), slots)
+  filled = jnp.arange(slots, dtype=jnp.int32) < count
   columns = [jnp.where(filled, ids, 0)]
   if keys is not None:
     columns.append(jnp.where(filled, keys[columns[0]], 0))
@@ -119,6 +110,7 @@ def compact(
 
 
 def sum_over(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """The sum of ``x`` over the devices of the axis; ``x`` where there is none."""
   return x if axis_name is None else lax.psum(x, axis_name)
 
 
