@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel import native
 from jsel.kernels.keys import LOWEST
 from jsel.kernels.rows import AxisName, axis_size
 from jsel.kernels.threshold import (
@@ -21,6 +22,7 @@ from jsel.kernels.threshold import (
 
 # Rows a maximum, at most: XLA on CPU writes out what it takes the maximum of 64 and more of.
 _BLOCK = 32
+_WRITTEN = 2**22  # rows up to which keys are written, for the CPU's kernel: they stay in the cache
 _SMALL = 1024  # rows up to which histograms cost more than they save
 _MANY = 512  # highest rows from which XLA's partial sort on CPU is slower than histograms
 _SAMPLE = 2**14  # rows that say from which key on candidates are taken
@@ -42,11 +44,29 @@ def highest_over(
   """
   count, devices = jax.tree.leaves(arrays)[0].shape[0], axis_size(axis_name)
   of_all = lambda arrays: _of_all(keys_of, arrays, eligible, k, by_score, axis_name)
+  if devices > 1 or eligible is not None:
+    return of_all(arrays)
+  if native.available("highest") and count <= _WRITTEN:
+    at_once = lambda arrays: _at_once(keys_of, arrays, k, by_score, axis_name)
+    return lax.platform_dependent(arrays, cpu=at_once, default=of_all)
   by_blocks = k < _MANY or count > 4096 * k
-  if devices > 1 or eligible is not None or by_blocks or count < 8 * max(k, _SAMPLE):
+  if by_blocks or count < 8 * max(k, _SAMPLE):
     return of_all(arrays)
   on_cpu = lambda arrays: _by_sample(keys_of, arrays, k, by_score, axis_name)
   return lax.platform_dependent(arrays, cpu=on_cpu, default=of_all)
+
+
+def _at_once(
+  keys_of: Callable[[Any], jax.Array], arrays: Any, k: int, by_score: bool, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+  """`highest_over` of one device, by the kernel for CPUs."""
+  shape = jax.ShapeDtypeStruct((k,), jnp.int32)
+  top, ids = native.call("highest", (shape, shape), keys_of(arrays))
+  if by_score:
+    # ~x falls as x rises, without overflow; the sort is stable, and what was not found is lowest.
+    _, ids, top = lax.sort((~top, ids, top), num_keys=1)
+  # The same on the one device of the axis, which has to be said.
+  return sum_over(top, axis_name), sum_over(ids, axis_name)
 
 
 def _by_sample(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.rows import AxisName
@@ -30,16 +31,47 @@ def nearest(
 
   With ``"bfloat16_3x"`` one bfloat16 product finds the two nearest. Where what it rounded off
   could have exchanged them, a float32 product decides: labels are those of float32, for a
-  product at the speed of bfloat16 and another of few rows.
+  product at the speed of bfloat16 and another of few rows. A CPU that multiplies bfloat16 does so
+  for ``"float32"``, too, and compares in float32 those centers alone that could be nearest.
   """
-  k, d = centers.shape
   finite = jnp.isfinite(centers).all(axis=1)
   # Relative to their middle: a common offset would cancel in |c|^2 / 2 - x.c, digits and all. Their
   # mean would follow a single center that is far away, and digits of the others be lost to it.
   shift = median_of(centers, finite)
   shifted = jnp.where(finite[:, None], centers - shift[None], 0)
-  square = jnp.sum(shifted * shifted, axis=1)
-  half_norm = jnp.where(finite, 0.5 * square, jnp.inf)
+  half_norm = jnp.where(finite, 0.5 * jnp.sum(shifted * shifted, axis=1), jnp.inf)
+  tiled = functools.partial(_tiled, precision=precision, axis_name=axis_name)
+  if x.dtype != jnp.float32:
+    return tiled(x, usable, shift, shifted, half_norm)
+  at_once = functools.partial(_at_once, exact=precision != "bfloat16")
+  return native.on_cpu("nearest", at_once, tiled, x, usable, shift, shifted, half_norm)
+
+
+def _at_once(
+  x: jax.Array,
+  usable: jax.Array,
+  shift: jax.Array,
+  shifted: jax.Array,
+  half_norm: jax.Array,
+  *,
+  exact: bool,
+) -> jax.Array:
+  shape = jax.ShapeDtypeStruct(usable.shape, jnp.int32)
+  label = native.call("nearest", shape, x, shift, shifted, half_norm, exact=exact)
+  return jnp.where(usable, label, -1)
+
+
+def _tiled(
+  x: jax.Array,
+  usable: jax.Array,
+  shift: jax.Array,
+  shifted: jax.Array,
+  half_norm: jax.Array,
+  *,
+  precision: Precision,
+  axis_name: AxisName,
+) -> jax.Array:
+  k, d = shifted.shape
   length = lambda rows: jnp.sqrt(jnp.sum(rows * rows, axis=1))
   center_length, center_off = length(shifted), length(shifted - _as_bfloat16(shifted))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.random import row_bits
@@ -112,11 +113,19 @@ def signs(key: jax.Array, ids: jax.Array, dim: int, *, dtype: jnp.dtype = jnp.fl
   check_dim(dim)
   if ids.ndim != 1:
     raise ValueError(f"ids must be [r], got shape {ids.shape}")
+  return _signs(_words(key, ids, dim), dim, dtype)
+
+
+def _words(key: jax.Array, ids: jax.Array, dim: int) -> jax.Array:
+  """The bits of `signs`, 32 columns in each ``uint32``."""
   streams = jnp.arange(-(-dim // WORD), dtype=jnp.uint32)
   words = jax.vmap(lambda stream: row_bits(key, ids, stream=stream), out_axes=1)(streams)
-  words = words.reshape(ids.shape[0], streams.shape[0] * WORD // 32)  # there may be no rows
+  return words.reshape(ids.shape[0], streams.shape[0] * WORD // 32)  # there may be no rows
+
+
+def _signs(words: jax.Array, dim: int, dtype: jnp.dtype | type) -> jax.Array:
   bits = words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]
-  bits = bits.reshape(ids.shape[0], streams.shape[0] * WORD)[:, :dim] & 1
+  bits = bits.reshape(words.shape[0], words.shape[1] * 32)[:, :dim] & 1
   return jnp.where(bits == 1, -1, 1).astype(dtype)
 
 
@@ -124,34 +133,15 @@ def signs(key: jax.Array, ids: jax.Array, dim: int, *, dtype: jnp.dtype = jnp.fl
 def _rademacher(key, x, offset, *, dim, precision, axis_name):
   n, d = x.shape
   block = min(max(BLOCK // dim, 1), max(d, 1))
-  dtype = jnp.float32 if precision == "float32" else jnp.bfloat16
+  by_products = functools.partial(_by_products, precision=precision, axis_name=axis_name)
 
   def add(total: jax.Array, start: jax.Array, size: int) -> jax.Array:
     """``total`` plus the part of columns [start, start + size)."""
-    ids = offset + start + jnp.arange(size, dtype=jnp.uint32)
-    block_signs = signs(key, ids, dim, dtype=dtype)
-    column = start.astype(jnp.int32)
-    if axis_name is not None:
-
-      def tile(arrays):
-        x, total = arrays
-        x = lax.dynamic_slice_in_dim(x, column, size, axis=1)
-        return total + products.matmul(x, block_signs, precision=precision)
-
-      return map_tiles(tile, (x, total), width=size + dim, axis_name=axis_name)
-    # Sliced where they lie: rows cut into an array of tiles would be a copy of x.
-    cut = blocks(n, TILE_ROWS, None)
-
-    def rows_of(index, total):
-      row, first = cut.span(index)
-      part = lax.dynamic_slice(x, (row, column), (cut.size, size))
-      product = products.matmul(part, block_signs, precision=precision)
-      again = row + jnp.arange(cut.size, dtype=jnp.int32) < first  # of the block before
-      old = lax.dynamic_slice_in_dim(total, row, cut.size)
-      new = old + jnp.where(again[:, None], 0, product)
-      return lax.dynamic_update_slice_in_dim(total, new, row, axis=0)
-
-    return lax.fori_loop(0, cut.count, rows_of, total)
+    words = _words(key, offset + start + jnp.arange(size, dtype=jnp.uint32), dim)
+    arrays = x, total, words, start.astype(jnp.int32)
+    if x.dtype != jnp.float32:
+      return by_products(*arrays)
+    return native.on_cpu("rademacher", _by_sums, by_products, *arrays)
 
   total = varying(jnp.zeros((n, dim), jnp.float32), axis_name)
   whole = d // block if d else 0
@@ -163,6 +153,45 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
   if d > whole * block:
     total = add(total, jnp.uint32(whole * block), d - whole * block)
   return total / math.sqrt(dim)
+
+
+def _by_sums(x: jax.Array, total: jax.Array, words: jax.Array, column: jax.Array) -> jax.Array:
+  shape = jax.ShapeDtypeStruct(total.shape, total.dtype)
+  return native.call("rademacher", shape, x, total, words, column, aliases={1: 0})
+
+
+def _by_products(
+  x: jax.Array,
+  total: jax.Array,
+  words: jax.Array,
+  column: jax.Array,
+  *,
+  precision: Precision,
+  axis_name: AxisName,
+) -> jax.Array:
+  size, dim = words.shape[0], total.shape[1]
+  block_signs = _signs(words, dim, jnp.float32 if precision == "float32" else jnp.bfloat16)
+  if axis_name is not None:
+
+    def tile(arrays):
+      x, total = arrays
+      x = lax.dynamic_slice_in_dim(x, column, size, axis=1)
+      return total + products.matmul(x, block_signs, precision=precision)
+
+    return map_tiles(tile, (x, total), width=size + dim, axis_name=axis_name)
+  # Sliced where they lie: rows cut into an array of tiles would be a copy of x.
+  cut = blocks(x.shape[0], TILE_ROWS, None)
+
+  def rows_of(index, total):
+    row, first = cut.span(index)
+    part = lax.dynamic_slice(x, (row, column), (cut.size, size))
+    product = products.matmul(part, block_signs, precision=precision)
+    again = row + jnp.arange(cut.size, dtype=jnp.int32) < first  # of the block before
+    old = lax.dynamic_slice_in_dim(total, row, cut.size)
+    new = old + jnp.where(again[:, None], 0, product)
+    return lax.dynamic_update_slice_in_dim(total, new, row, axis=0)
+
+  return lax.fori_loop(0, cut.count, rows_of, total)
 
 
 def check_dim(dim: int) -> None:

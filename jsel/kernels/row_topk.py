@@ -1,8 +1,12 @@
 """The largest entries of every row of a matrix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jsel import native
 
 GROUP = 16  # entries whose maximum stands for them; a reduction this short is one fused pass
 
@@ -26,9 +30,24 @@ def row_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     >>> values.tolist(), columns.tolist()
     ([[3.0, 3.0, 2.0]], [[1, 3, 2]])
   """
+  by_groups = functools.partial(_by_groups, k=k)
+  if x.dtype != jnp.float32:
+    return by_groups(x)
+  return native.on_cpu("row_top_k", functools.partial(_by_bound, k=k), by_groups, x)
+
+
+def _by_bound(x: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+  shape = x.shape[0], k
+  shapes = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)
+  values, columns = native.call("row_top_k", shapes, x)
+  return values, columns
+
+
+def _by_groups(x: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
   count, width = x.shape
   if width % GROUP or width // GROUP < 2 * k:
-    return tuple(lax.top_k(x, k))
+    values, columns = lax.top_k(x, k)
+    return values, columns
   groups = x.reshape(count, width // GROUP, GROUP)
   _, chosen = lax.top_k(jnp.max(groups, axis=2), k)
   # In the order of columns, as equal entries are to be.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.row_topk import row_top_k
@@ -22,7 +23,7 @@ class Descent(NamedTuple):
   loss: jax.Array  # [] float32
   error: jax.Array  # [b, d] float32, of the reconstruction; 0 for rows without weight
   active: jax.Array  # [latents] bool, which latents are above 0 in some row
-  gradients: Weights  # of the loss
+  gradients: Weights  # of the loss; that of a decoder row without its part along the row
 
 
 def descend(
@@ -58,33 +59,73 @@ def sparse(
   weights: Weights, target: jax.Array, row_weight: jax.Array, *, k: int, precision: Precision
 ) -> Descent:
   """`descend` by gathers and scatters of the weights of the active latents, one at a time."""
-  encoder, encoder_bias, decoder, bias = weights
+  encoder, _, decoder, bias = weights
   centred, code, index = _codes(weights, target, row_weight, k, precision)
-  # Row j holds the j-th latent of every row of the batch.
-  code, index = code.T, index.T
-  column = lambda x, j: lax.dynamic_index_in_dim(x, j, keepdims=False)
+  output = native.on_cpu("sae_decode", _decode_at_once, _decode, code, index, decoder)
+  error, loss, slope = _loss(target, output + bias[None], row_weight)
+  arrays = code, index, slope, centred, decoder
+  *found, uses = native.on_cpu("sae_gradients", _gradients_at_once, _gradients, *arrays)
+  return Descent(loss, error, uses > 0, _with_bias((*found, bias), slope, encoder))
+
+
+# Gradients of encoder, encoder bias and decoder, and in how many rows each latent is above 0.
+Found = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _decode(code: jax.Array, index: jax.Array, decoder: jax.Array) -> jax.Array:
+  """``[b, d]``: what the codes stand for, less the bias."""
 
   def add_latent(j: jax.Array, output: jax.Array) -> jax.Array:
-    return output + column(code, j)[:, None] * decoder[column(index, j)]
+    return output + _column(code, j)[:, None] * decoder[_column(index, j)]
 
-  output = lax.fori_loop(0, k, add_latent, jnp.zeros_like(target))
-  error, loss, slope = _loss(target, output + bias[None], row_weight)
+  start = jnp.zeros((code.shape[0], decoder.shape[1]), decoder.dtype)
+  return lax.fori_loop(0, code.shape[1], add_latent, start)
 
-  def add_gradient(j: jax.Array, total: Weights) -> Weights:
-    latent, value = column(index, j), column(code, j)
+
+def _decode_at_once(code: jax.Array, index: jax.Array, decoder: jax.Array) -> jax.Array:
+  shape = jax.ShapeDtypeStruct((code.shape[0], decoder.shape[1]), jnp.float32)
+  return native.call("sae_decode", shape, code, index, decoder)
+
+
+def _gradients(
+  code: jax.Array, index: jax.Array, slope: jax.Array, centred: jax.Array, decoder: jax.Array
+) -> Found:
+  def add_gradient(j: jax.Array, total: Found) -> Found:
+    latent, value = _column(index, j), _column(code, j)
     code_slope = jnp.sum(slope * decoder[latent], axis=1)
     code_slope = jnp.where(value > 0, code_slope, 0)
     return (
       total[0].at[latent].add(code_slope[:, None] * centred),
       total[1].at[latent].add(code_slope),
       total[2].at[latent].add(value[:, None] * slope),
-      total[3],
+      total[3].at[latent].add((value > 0).astype(jnp.int32)),
     )
 
-  start = jnp.zeros_like(encoder), jnp.zeros_like(encoder_bias), jnp.zeros_like(decoder), bias
-  gradients = lax.fori_loop(0, k, add_gradient, start)
-  active = jnp.zeros_like(encoder_bias, jnp.int32).at[index].max((code > 0).astype(jnp.int32))
-  return Descent(loss, error, active > 0, _with_bias(gradients, slope, encoder))
+  none = jnp.zeros(decoder.shape[0], jnp.int32)
+  start = jnp.zeros_like(decoder), jnp.zeros_like(decoder[:, 0]), jnp.zeros_like(decoder), none
+  found = lax.fori_loop(0, code.shape[1], add_gradient, start)
+  return found[0], found[1], _across(found[2], decoder), found[3]
+
+
+def _gradients_at_once(
+  code: jax.Array, index: jax.Array, slope: jax.Array, centred: jax.Array, decoder: jax.Array
+) -> Found:
+  matrix = jax.ShapeDtypeStruct(decoder.shape, jnp.float32)
+  vector = lambda dtype: jax.ShapeDtypeStruct(decoder.shape[:1], dtype)
+  shapes = matrix, vector(jnp.float32), matrix, vector(jnp.int32)
+  of_encoder, of_bias, of_decoder, uses = native.call(
+    "sae_gradients", shapes, code, index, slope, centred, decoder
+  )
+  return of_encoder, of_bias, of_decoder, uses
+
+
+def _across(gradient: jax.Array, decoder: jax.Array) -> jax.Array:
+  """What of a decoder's gradient is not along its rows, which are of unit length."""
+  return gradient - jnp.sum(gradient * decoder, axis=1, keepdims=True) * decoder
+
+
+def _column(x: jax.Array, j: jax.Array) -> jax.Array:
+  return lax.dynamic_index_in_dim(x, j, axis=1, keepdims=False)
 
 
 def dense(
@@ -103,7 +144,7 @@ def dense(
   gradients = (
     product(code_slope.T, centred),
     jnp.sum(code_slope, axis=0),
-    product(every.T, slope),
+    _across(product(every.T, slope), decoder),
     bias,
   )
   active = jnp.any(every > 0, axis=0)
@@ -115,16 +156,42 @@ def _codes(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Rows less the bias, and their ``[b, k]`` largest latents: values, 0 where none, and ids."""
   encoder, encoder_bias, _, bias = weights
+  centred = target - bias[None]
+  by_tiles = functools.partial(_highest, k=k, precision=precision)
+  arrays = centred, encoder, encoder_bias
+  if precision == "bfloat16_3x":
+    code, index = by_tiles(*arrays)
+  else:
+    at_once = functools.partial(_highest_at_once, k=k, narrow=precision == "bfloat16")
+    code, index = native.on_cpu("sae_codes", at_once, by_tiles, *arrays)
+  return centred, jnp.where((row_weight > 0)[:, None], jax.nn.relu(code), 0), index
 
+
+def _highest(
+  centred: jax.Array,
+  encoder: jax.Array,
+  encoder_bias: jax.Array,
+  *,
+  k: int,
+  precision: Precision,
+) -> tuple[jax.Array, jax.Array]:
   def of_row(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     latents = products.matmul(row[None], encoder, precision=precision, transpose_b=True)
     code, index = row_top_k(latents + encoder_bias[None], k)
     return code[0], index[0]
 
-  centred = target - bias[None]
   # All latents of a tile stay in the cache between the product and the search.
   code, index = lax.map(of_row, centred, batch_size=TILE)
-  return centred, jnp.where((row_weight > 0)[:, None], jax.nn.relu(code), 0), index
+  return code, index
+
+
+def _highest_at_once(
+  centred: jax.Array, encoder: jax.Array, encoder_bias: jax.Array, *, k: int, narrow: bool
+) -> tuple[jax.Array, jax.Array]:
+  shape = centred.shape[0], k
+  shapes = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)
+  code, index = native.call("sae_codes", shapes, centred, encoder, encoder_bias, narrow=narrow)
+  return code, index
 
 
 def _loss(

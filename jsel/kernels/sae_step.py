@@ -142,8 +142,6 @@ def update(
 
   weights = (state.sae.encoder, state.sae.encoder_bias, state.sae.decoder, state.sae.bias)
   main, error, active, gradients = descend(weights, target, row_weight, k, precision)
-  along = jnp.sum(gradients[2] * weights[2], axis=1, keepdims=True) * weights[2]
-  gradients = (gradients[0], gradients[1], gradients[2] - along, gradients[3])
   # Optax's own arithmetic mixes dtypes, which a user's or a test's strict setting would refuse.
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, weights)

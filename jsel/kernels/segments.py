@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsel import native
 from jsel.kernels.rows import AxisName, rows, varying
 
 LIMB = 16  # bits; LIMB_ROWS of them add up within 31 bits
 LIMB_ROWS = 2**14
 TILE_SIZE = 2**18  # elements, 1 MB: larger ones leave the cache
+
+Limbs = tuple[jax.Array, jax.Array, jax.Array]  # of 16, 16 and 32 bits, from the lowest
 
 
 @rows("x", "labels", "weights", out=False)
@@ -114,6 +117,33 @@ def sum_by_label(
   n, d = x.shape
   if not n:
     return jnp.zeros((count, d), jnp.float32)
+  by_tiles = functools.partial(_limbs_by_tiles, count=count, axis_name=axis_name)
+  arrays = x, labels, weights, _scale(exponent)
+  if x.dtype != jnp.float32:
+    return _sum_of_limbs(by_tiles(*arrays), exponent, axis_name)
+  by_columns = functools.partial(_limbs_by_columns, count=count)
+  limbs = native.on_cpu("segment_sum", by_columns, by_tiles, *arrays)
+  return _sum_of_limbs(limbs, exponent, axis_name)
+
+
+def _limbs_by_columns(
+  x: jax.Array, labels: jax.Array, weights: jax.Array, scale: jax.Array, *, count: int
+) -> Limbs:
+  shape = jax.ShapeDtypeStruct((count, x.shape[1]), jnp.int32)
+  ones, middle, top = native.call("segment_sum", (shape, shape, shape), x, labels, weights, scale)
+  return ones, middle, top
+
+
+def _limbs_by_tiles(
+  x: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  scale: jax.Array,
+  *,
+  count: int,
+  axis_name: AxisName,
+) -> Limbs:
+  n, d = x.shape
   size = min(max(TILE_SIZE // max(d, 1), 1), LIMB_ROWS, n)
 
   def tile(i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +154,7 @@ def sum_by_label(
     values = cut(weights)[:, None] * cut(x).astype(jnp.float32)
     return jnp.where(fresh, cut(labels), -1), values
 
-  return sum_of_tiles(tile, -(-n // size), count, exponent, axis_name)
+  return _limbs(tile, -(-n // size), count, scale, axis_name)
 
 
 def sum_of_tiles(
@@ -148,8 +178,17 @@ def sum_of_tiles(
   >>> sum_of_tiles(tile, 5, 2, jnp.array([1])).tolist()
   [[5.0], [10.0]]
   """
-  bounded = jnp.where(exponent == 2**30, 0, exponent)
-  scale = _power_of_two(LIMB - bounded)
+  limbs = _limbs(tile, tiles, count, _scale(exponent), axis_name)
+  return _sum_of_limbs(limbs, exponent, axis_name)
+
+
+def _limbs(
+  tile: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+  tiles: int,
+  count: int,
+  scale: jax.Array,
+  axis_name: AxisName,
+) -> Limbs:
   group = LIMB_ROWS // jax.eval_shape(tile, jnp.int32(0))[0].shape[0]
 
   def add_tile(i: jax.Array, limbs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -170,8 +209,11 @@ def sum_of_tiles(
     top = total[2] + (middle >> LIMB)
     return ones & (2**LIMB - 1), middle & (2**LIMB - 1), top
 
-  zeros = varying(jnp.zeros((count, exponent.shape[0]), jnp.int32), axis_name)
-  total = lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
+  zeros = varying(jnp.zeros((count, scale.shape[0]), jnp.int32), axis_name)
+  return lax.fori_loop(0, -(-tiles // group), add_group, (zeros, zeros, zeros))
+
+
+def _sum_of_limbs(total: Limbs, exponent: jax.Array, axis_name: AxisName) -> jax.Array:
   if axis_name is not None:
     ones, middle, top = lax.psum(total, axis_name)
     middle = middle + (ones >> LIMB)
@@ -181,7 +223,17 @@ def sum_of_tiles(
   # Powers of two: nothing but the last addition rounds, whether or not it is fused.
   # A constant factor at the end would be merged with the power below, to less than float32 holds.
   result = (top * 2.0**LIMB + middle) + ones * 2.0**-LIMB
+  bounded = _bounded(exponent)
   return jnp.where((exponent == 2**30)[None], jnp.nan, result * _power_of_two(bounded - LIMB)[None])
+
+
+def _bounded(exponent: jax.Array) -> jax.Array:
+  return jnp.where(exponent == 2**30, 0, exponent)
+
+
+def _scale(exponent: jax.Array) -> jax.Array:
+  """What values are multiplied by for their integers to fill the upper limb."""
+  return _power_of_two(LIMB - _bounded(exponent))
 
 
 def _power_of_two(exponent: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.permutation import permute
 from jsel.kernels.precision import Precision
@@ -90,6 +91,30 @@ def _srht(key, x, *, dim, precision, axis_name):
   sign_key, coordinate_key = jax.random.split(key)
   column_signs = signs(sign_key, jnp.arange(d, dtype=jnp.int32), 1)[:, 0]
   coordinates = permute(coordinate_key, jnp.arange(dim, dtype=jnp.int32), size)
+  by_products = functools.partial(_by_products, size=size, precision=precision, axis_name=axis_name)
+  if x.dtype != jnp.float32 or size < native.LANES:
+    return by_products(x, column_signs, coordinates)
+  in_cache = functools.partial(_in_cache, size=size)
+  return native.on_cpu("srht", in_cache, by_products, x, column_signs, coordinates)
+
+
+def _in_cache(
+  x: jax.Array, column_signs: jax.Array, coordinates: jax.Array, *, size: int
+) -> jax.Array:
+  shape = jax.ShapeDtypeStruct((x.shape[0], coordinates.shape[0]), jnp.float32)
+  return native.call("srht", shape, x, column_signs, coordinates, size=size)
+
+
+def _by_products(
+  x: jax.Array,
+  column_signs: jax.Array,
+  coordinates: jax.Array,
+  *,
+  size: int,
+  precision: Precision,
+  axis_name: AxisName,
+) -> jax.Array:
+  d, dim = x.shape[1], coordinates.shape[0]
   left = 1 << (size.bit_length() - 1) // 2
   right = size // left
   dtype = jnp.float32 if precision == "float32" else jnp.bfloat16

@@ -1,0 +1,13 @@
+// What the processor at hand has, and which jsel this was built for.
+
+// Raised with every change of a kernel's arguments or results; also in __init__.py.
+extern "C" int jsel_native_version() { return 1; }
+
+extern "C" int jsel_has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+extern "C" int jsel_has_avx512_bf16() {
+  return jsel_has_avx512() && __builtin_cpu_supports("avx512bf16");
+}

@@ -1,0 +1,45 @@
+// Vectors of 16 floats, memory that they may be loaded from, and the arrays of XLA by short names.
+#ifndef JSEL_NATIVE_VECTORS_H_
+#define JSEL_NATIVE_VECTORS_H_
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace jsel {
+
+namespace ffi = xla::ffi;
+
+using Scalar = ffi::Buffer<ffi::S32, 0>;
+using Indices = ffi::Buffer<ffi::S32, 1>;
+using Floats = ffi::Buffer<ffi::F32, 1>;
+using Matrix = ffi::Buffer<ffi::F32, 2>;
+using Words = ffi::Buffer<ffi::U32, 2>;
+using Integers = ffi::Buffer<ffi::S32, 2>;
+
+constexpr int64_t kLanes = 16;
+
+// The first lanes of a vector, where fewer than all are left.
+inline __mmask16 First(int64_t left) {
+  return left >= kLanes ? 0xffff : static_cast<__mmask16>((1 << std::max<int64_t>(left, 0)) - 1);
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// count items of a type, at a multiple of 64 bytes.
+template <typename T>
+std::unique_ptr<T[], Free> Aligned(int64_t count) {
+  const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+}
+
+}  // namespace jsel
+
+#endif  // JSEL_NATIVE_VECTORS_H_
