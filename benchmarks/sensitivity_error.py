@@ -1,15 +1,17 @@
 """How far off the total loss is that a weighted sample estimates, against uniform sampling.
 
-    python -m benchmarks.sensitivity_error
+    python -m benchmarks.sensitivity_error --pool=wordnet
+    python -m benchmarks.sensitivity_error --pool=natural_instructions
 
-The losses are those of a probe on WordNet's noun glosses, as in benchmarks/subset_accuracy.py. For
-samples of 100 to 10,000 rows, 100 draws each: the root mean square of (estimate - total) / total,
-and the mean error in its own standard errors, which is within 4 for an unbiased estimate.
-Sensitivity sampling is told the loss of a random share of the rows and finds its centers among
-them; uniform sampling of the same kind weighs each row n / s. Then how often the estimate misses
-the bound eps (L + 2 Phi) that holds with probability 1 - delta, with Lambda the true largest ratio.
+The losses are those of a probe on WordNet's noun glosses, as in benchmarks/subset_accuracy.py, or
+of a language model on answers, as in benchmarks/instruction_losses.py. For samples of 100 to 10,000
+rows, 400 draws each: the root mean square of (estimate - total) / total, and the mean error in its
+own standard errors, which is within 4 for an unbiased estimate. Sensitivity sampling is told the
+loss of a random share of the rows and finds its centers among them; uniform sampling weighs each
+row n / s. Then how often the estimate misses the bound eps (L + 2 Phi) that holds with probability
+1 - delta, with Lambda the true largest ratio.
 
-Leaves benchmarks/results/sensitivity_error.json.
+Leaves its part of benchmarks/results/sensitivity_error.json.
 """
 
 import json
@@ -21,27 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks import glosses
+from benchmarks import glosses, instruction_losses
 from benchmarks.kernels.cases import RESULTS
 from benchmarks.machine import machine
-from jsel.kernels import kmeans, sampling
-from jsel.selectors.sensitivity import (
-  bounds,
-  by_priority,
-  nearest,
-  probabilities,
-  slopes_of,
-  with_replacement,
-)
+from jsel.kernels import kmeans
+from jsel.selectors.sensitivity import DRAWS, bounds, nearest, probabilities, slopes_of
 
 PATH = RESULTS / "sensitivity_error.json"
 SIZES = (100, 300, 1000, 3000, 10_000)
 FLOOR = 0.05
 # Shares of the rows whose losses are known, and clusters.
-DESIGNS = ((1.0, 256), (0.05, 256), (0.01, 256), (0.05, 64))
+DESIGNS = {
+  "wordnet": ((1.0, 256), (0.05, 256), (0.01, 256), (0.05, 64)),
+  "natural_instructions": ((1.0, 1024), (1.0, 256), (0.05, 256)),
+}
 DELTA = 0.1
 # "ratio" is "priority" with the estimate over that of the sum of p, which is known to be 1.
-KINDS = ("priority", "ratio", "replacement", "systematic")
+KINDS = ("priority", "ratio", "systematic", "replacement")
 
 
 class Design(NamedTuple):
@@ -115,10 +113,7 @@ def estimates(
 
 def drawn(key: jax.Array, found: Design, size: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
   """Rows of a sample and what their losses are to be multiplied by, float64."""
-  if kind == "systematic":
-    sample = sampling.systematic(key, jnp.asarray(found.p, jnp.float32), size)
-    return np.asarray(sample.indices), np.asarray(sample.weights, np.float64)
-  draw = with_replacement if kind == "replacement" else by_priority
+  draw = DRAWS["priority" if kind == "ratio" else kind]
   ranking = draw(key, found.p, found.labels, size)
   return ranking.index, np.asarray(ranking.weight, np.float64)
 
@@ -174,6 +169,12 @@ def misses(
   return results
 
 
+def by_tokens(tokens: np.ndarray) -> Design:
+  """Rows drawn in proportion to the tokens of their answers, which no loss is needed for."""
+  p = probabilities(tokens.astype(np.float64), np.ones(len(tokens), bool), FLOOR)
+  return Design(p, np.zeros(len(tokens), np.int32), 0.0, 0.0)
+
+
 def table(results: list[dict[str, Any]]) -> str:
   """A row a design, size and kind of draw, as Markdown."""
   lines = [
@@ -192,6 +193,12 @@ def table(results: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def worth(sizes: list[dict[str, Any]], kind: str) -> str:
+  """Uniform sampling's error over that of a kind of draws, size after size."""
+  ratio = lambda run: run["uniform"]["rms"] / run["sensitivity"]["rms"]
+  return ", ".join(f"{ratio(run):.2f}" for run in sizes if run["kind"] == kind)
+
+
 def bound_table(results: list[dict[str, Any]]) -> str:
   """A row a size, as Markdown."""
   lines = ["| rows drawn | draws | eps | bound of the total | largest error | missed | allowed |"]
@@ -207,26 +214,38 @@ def bound_table(results: list[dict[str, Any]]) -> str:
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
-  rows, parts, _, losses, right = glosses.probed_wordnet(given.cache)
-  x, loss = rows.x[parts.pool], losses.astype(np.float64)
+  result: dict[str, Any]
+  if given.pool == "wordnet":
+    rows, parts, _, losses, right = glosses.probed_wordnet(given.cache)
+    x, loss = rows.x[parts.pool], losses.astype(np.float64)
+    result = {"probe_accuracy": right}
+  else:
+    x, loss, tokens, _ = instruction_losses.scored(given.folder, given.cache)
+    sizes = compare(by_tokens(tokens), loss, SIZES, given.draws)
+    result = {"by_tokens": sizes, "mean_tokens": float(tokens.mean())}
   results = []
-  for known, clusters in DESIGNS:
+  for known, clusters in DESIGNS[given.pool]:
     found = design(x, loss, known=known, clusters=clusters, quantile=0.95)
     about = {"known": known, "clusters": clusters, "correlation": found.correlation}
     results.append({**about, "sizes": compare(found, loss, SIZES, given.draws)})
     print("\n".join(table(results[-1:]).splitlines()[2:]), flush=True)
   true = design(x, loss, known=1.0, clusters=256, quantile=1.0)
   bound = misses(true, loss, SIZES, 2000)
-  result = {
-    **{"rows": len(x), "probe_accuracy": right, "mean_loss": float(loss.mean())},
+  result |= {
+    **{"rows": len(x), "mean_loss": float(loss.mean())},
     "coefficient_of_variation": float(loss.std() / loss.mean()),
     **{"results": results, "bound": bound, "machine": machine()},
   }
-  PATH.write_text(json.dumps(result, indent=2) + "\n")
+  kept = json.loads(PATH.read_text()) if PATH.exists() else {}
+  PATH.write_text(json.dumps(kept | {given.pool: result}, indent=2) + "\n")
   print(bound_table(bound))
 
 
 if __name__ == "__main__":
+  flags.DEFINE_enum("pool", "wordnet", list(DESIGNS), "Whose losses.")
+  flags.DEFINE_string(
+    "folder", "", "natural_instructions/ of BIG-bench; of the user's cache if empty."
+  )
   flags.DEFINE_string("cache", glosses.CACHE, "Folder of embeddings, outside of the repository.")
-  flags.DEFINE_integer("draws", 100, "For each size and kind, at least 100.")
+  flags.DEFINE_integer("draws", 400, "For each size and kind, at least 100.")
   app.run(main)

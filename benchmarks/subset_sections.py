@@ -76,24 +76,39 @@ def transfer(result: dict[str, Any]) -> str:
 
 
 def sensitivity(result: dict[str, Any]) -> str:
-  """How far off the total of a weighted sample is."""
-  draws = result["results"][0]["sizes"][0]["draws"]
-  return "\n\n".join(
-    (
-      "### How far off a weighted sample's total is",
-      f"`python -m benchmarks.sensitivity_error` ({machines_of(result)})",
-      f"The losses of the probe on the {result['rows']:,} rows of the pool above, their standard"
-      f" deviation {result['coefficient_of_variation']:.2f} of their mean. {draws} draws each."
-      " Uniform samples are drawn without replacement, with it beside `replacement`. `ratio`"
-      " divides the estimate of a priority sample by that of the sum of p, which is 1, and is"
-      " biased by O(1 / s). The losses that are known are queries too, which uniform sampling does"
-      " not have.",
-      sensitivity_error.table(result["results"]),
+  """How far off the total of a weighted sample is, one pool after the other."""
+  parts = ["### How far off a weighted sample's total is"]
+  for pool, one in result.items():
+    draws = one["results"][0]["sizes"][0]["draws"]
+    of = (
+      f"The losses of the probe on the {one['rows']:,} rows of the pool above"
+      if pool == "wordnet"
+      else f"The losses, summed over an answer's tokens, of SmolLM2-135M-Instruct (quantized) on a"
+      f" random {one['rows']:,} rows of Natural Instructions, given the input; clusters are of"
+      " MiniLM's embeddings of input and answer side by side"
+    )
+    parts += [
+      f"`python -m benchmarks.sensitivity_error --pool={pool}` ({machines_of(one)})",
+      f"{of}. Their standard deviation is {one['coefficient_of_variation']:.2f} of their mean."
+      f" {draws} draws each. Uniform samples are drawn without replacement, with it beside"
+      " `replacement`. `ratio` divides the estimate of a priority sample by that of the sum of p,"
+      " which is 1, and is biased by O(1 / s). The losses that are known are queries too, which"
+      " uniform sampling does not have.",
+      sensitivity_error.table(one["results"]),
+    ]
+    if "by_tokens" in one:
+      sizes = ", ".join(f"{run['size']:,}" for run in one["by_tokens"] if run["kind"] == "systematic")
+      parts.append(
+        "An answer's tokens say much of its summed loss: drawn in proportion to them, without any"
+        f" loss known, samples of {sizes} rows have errors that uniform's are"
+        f" {sensitivity_error.worth(one['by_tokens'], 'systematic')} times of (`systematic`)."
+      )
+    parts += [
       "With Lambda the true largest ratio of every cluster, the bound eps (L + 2 Phi) at delta"
       f" {sensitivity_error.DELTA:g}, draws with replacement:",
-      sensitivity_error.bound_table(result["bound"]),
-    )
-  )
+      sensitivity_error.bound_table(one["bound"]),
+    ]
+  return "\n\n".join(parts)
 
 
 def overlap(result: dict[str, Any]) -> str:

@@ -1,17 +1,18 @@
 """Sensitivity sampling: rows drawn by a bound on their loss, weighted so that sums are unbiased."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsel.kernels import sampling
 from jsel.kernels.random import row_bits
 from jsel.selectors.cells import assigner, cluster, cluster_cost
 from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Cost, Method, Pass, Ranking, Take, Task, whole
 
-Draws = Literal["priority", "replacement"]
+Draws = Literal["priority", "systematic", "replacement"]
 Proxy = Literal["center", "known"]
 
 
@@ -32,8 +33,10 @@ def sensitivity(
   c is the row nearest to the center of i's cluster, and its loss is all that the bound
   reads. ``"priority"`` gives each row the rank of p / u, u uniform: exactly as many distinct
   rows as asked for, nested, and :math:`w_i = \max(1, \tau / p_i)` with tau the first rank not
-  taken makes :math:`\sum w_i \ell_i` an unbiased sum over the pool. ``"replacement"`` is the
-  paper's: w = 1 / (s p) a draw, added up where a row is drawn more than once.
+  taken makes :math:`\sum w_i \ell_i` an unbiased sum over the pool. ``"systematic"`` takes as many
+  distinct rows with :math:`\pi_i = \min(1, \tau p_i)` and w = 1 / pi, at equal strides of the rows
+  cluster by cluster: unbiased and nearer, for other rows at another budget. ``"replacement"`` is
+  the paper's: w = 1 / (s p) a draw, added up where a row is drawn more than once.
 
   With ``proxy="known"`` c is the nearest of all rows whose loss is known: for adaptive rounds, in
   which the losses of the rows that were drawn are put into the scores, and the next round's
@@ -57,7 +60,8 @@ def sensitivity(
 
   Source: Axiotis et al., *Data-Efficient Learning via Clustering-Based Sensitivity
   Sampling*, 2024, arXiv 2402.17327; Duffield, Lund, Thorup, *Priority sampling for
-  estimation of arbitrary subset sums*, 2007.
+  estimation of arbitrary subset sums*, 2007; Madow, *On the theory of systematic
+  sampling, II*, 1949.
 
   >>> sensitivity().needs, sensitivity().weighted
   (('score',), True)
@@ -71,8 +75,8 @@ def sensitivity(
     )
   if min(iterations, refinements) < 0:
     raise ValueError(f"sensitivity: negative option: {iterations=}, {refinements=}")
-  if draws not in ("priority", "replacement"):
-    raise ValueError(f'sensitivity.draws must be "priority" or "replacement", got {draws!r}')
+  if draws not in get_args(Draws):
+    raise ValueError(f"sensitivity.draws must be one of {get_args(Draws)}, got {draws!r}")
   if proxy not in ("center", "known"):
     raise ValueError(f'sensitivity.proxy must be "center" or "known", got {proxy!r}')
   options = {"iterations": iterations, "refinements": refinements}
@@ -102,10 +106,9 @@ def sensitivity(
       distance = near["distance2"].astype(np.float64) ** (power / 2)
       bound = bounds(near["label"], distance, loss[known], slopes[found["label"]])
     p = probabilities(bound, task.eligible, floor)
-    draw = by_priority if draws == "priority" else with_replacement
     while True:
       check_chances("sensitivity", p, count, draws)
-      count = yield draw(draw_key, p, found["label"], count)
+      count = yield DRAWS[draws](draw_key, p, found["label"], count)
 
   def cost(task: Task, count: int) -> Cost:
     k = min(clusters, task.size)
@@ -186,7 +189,7 @@ def check_chances(name: str, p: np.ndarray, count: int, draws: Draws) -> None:
   Draws with replacement give fewer rows as it is.
   """
   rows = np.count_nonzero(p > 0)
-  if draws == "priority" and rows < count:
+  if draws != "replacement" and rows < count:
     raise ValueError(
       f"{name}: only {rows} rows have a chance above 0, the budget is {count}: raise"
       f" --config.method.{name}.floor above 0, which gives one to every row, or lower the budget"
@@ -206,6 +209,17 @@ def by_priority(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -
   return whole(index, p[index], weight=np.maximum(1, threshold / p[index]), cluster=labels[index])
 
 
+def by_systematic(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:
+  """``count`` rows at equal strides of p, those of a cluster in the order of p; highest p first."""
+  rows = np.flatnonzero(p > 0)
+  rows = rows[np.lexsort((rows, p[rows], labels[rows]))]
+  found = sampling.systematic(key, jnp.asarray(p[rows] / p.max(), jnp.float32), count)
+  index, weight = rows[np.asarray(found.indices)], np.asarray(found.weights, np.float64)
+  order = np.lexsort((index, -p[index]))
+  index = index[order]
+  return whole(index, p[index], weight=weight[order], cluster=labels[index])
+
+
 def with_replacement(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: int) -> Ranking:
   """``count`` draws, rows by their first."""
   seed = np.asarray(jax.random.key_data(key), np.uint32).tolist()
@@ -216,3 +230,6 @@ def with_replacement(key: jax.Array, p: np.ndarray, labels: np.ndarray, count: i
   order = np.argsort(first)
   index, times = index[order], times[order]
   return whole(index, p[index], weight=times / (count * p[index]), cluster=labels[index])
+
+
+DRAWS = {"priority": by_priority, "systematic": by_systematic, "replacement": with_replacement}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,11 @@ from jsel.selectors.covariance import covariance
 from jsel.selectors.finite import check_finite
 from jsel.selectors.parts import Block, Cost, Method, Pass, Take, Task
 from jsel.selectors.sensitivity import (
+  DRAWS,
   Draws,
-  by_priority,
   check_chances,
   nearest,
   probabilities,
-  with_replacement,
 )
 
 By = Literal["clusters", "leverage", "uniform"]
@@ -73,10 +72,10 @@ def sensitivity_regression(
   name = "sensitivity_regression"
   check_finite(name, slope=slope, quantile=quantile, floor=floor)
   check_finite(name, clusters=clusters, iterations=iterations, refinements=refinements)
-  if by not in ("clusters", "leverage", "uniform") or draws not in ("priority", "replacement"):
+  if by not in get_args(By) or draws not in DRAWS:
     raise ValueError(
-      'sensitivity_regression: by must be "clusters", "leverage" or "uniform", draws "priority" or'
-      f' "replacement", got {by=}, {draws=}'
+      f"sensitivity_regression: by must be one of {get_args(By)}, draws of {tuple(DRAWS)}, got"
+      f" {by=}, {draws=}"
     )
   if clusters < 1 or not 0 <= quantile <= 1 or not 0 <= floor <= 1:
     raise ValueError(
@@ -112,10 +111,9 @@ def sensitivity_regression(
         quantile=quantile,
       )
     p = probabilities(bound, task.eligible, floor)
-    draw = by_priority if draws == "priority" else with_replacement
     while True:
       check_chances(name, p, count, draws)
-      count = yield draw(draw_key, p, labels, count)
+      count = yield DRAWS[draws](draw_key, p, labels, count)
 
   def cost(task: Task, count: int) -> Cost:
     del count

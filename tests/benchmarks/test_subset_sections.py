@@ -41,8 +41,13 @@ def folder(tmp_path):
       for encoder, rows in (("all-MiniLM-L6-v2", None), ("another", 5))
     },
     "sensitivity_error": {
-      **{"rows": 700, "coefficient_of_variation": 1.2, "bound": [bound | {"delta": 0.1}]},
-      "results": [{"known": 0.05, "clusters": 16, "correlation": 0.5, "sizes": [size]}],
+      pool: {
+        **{"rows": 700, "coefficient_of_variation": 1.2, "bound": [bound | {"delta": 0.1}]},
+        **{"results": [{"known": 0.05, "clusters": 16, "correlation": 0.5, "sizes": [size]}]},
+        **more,
+        **ABOUT,
+      }
+      for pool, more in (("wordnet", {}), ("natural_instructions", {"by_tokens": [size]}))
     },
     "subset_overlap": {
       **{"budget": 0.035, "seeds": 3, "overlaps": {"rds": {"rds": 0.5}}},
@@ -70,7 +75,8 @@ def folder(tmp_path):
   }
   assert results.keys() == subset_sections.SECTIONS.keys()
   for name, result in results.items():
-    about = {} if name == "subset_transfer" else ABOUT  # it has them for each encoder
+    # Those have them for each encoder and pool.
+    about = {} if name in ("subset_transfer", "sensitivity_error") else ABOUT
     (tmp_path / f"{name}.json").write_text(json.dumps(result | about))
   return tmp_path
 
@@ -78,13 +84,15 @@ def folder(tmp_path):
 def test_every_section_has_its_command_machine_and_table(folder):
   text = subset_sections.text(folder)
   for name in subset_sections.SECTIONS:
-    assert f"`python -m benchmarks.{name}` (some, 2 cores; jax 1. others used the" in text
+    command = f"{name} --pool=wordnet" if name == "sensitivity_error" else name
+    assert f"`python -m benchmarks.{command}` (some, 2 cores; jax 1. others used the" in text
   for row in (
     "| 10 % of rows | full | 70.00 ±",
     "Not run: crds_r, rows (hidden states).",
     "| 10 % of rows | 3 | 1.00 |",
     "| rds | 30.0 ± 0.0 | 50.0 ± 0.0 |",
     "| 5 % | 16 | 0.50 | systematic | 100 |",
+    "samples of 100 rows have errors that uniform's are 1.00 times of (`systematic`)",
     "two random subsets have 1.8.",
     "| dictionaries | 2,000,000, extrapolated from 20,000 | 200.0 | 100.00 |",
     "1.00 ms a row; 200 ms a row",

@@ -145,17 +145,36 @@ def test_turns_are_nested_and_pass_over_what_is_empty():
   assert order.tolist() == [0, 1, 2, 3]
 
 
-def test_sums_over_priority_samples_are_unbiased(rng):
+@pytest.mark.parametrize("draws", ["priority", "systematic"])
+def test_sums_over_samples_are_unbiased(rng, draws):
   import jax
 
   p = rng.random(400)
   p, loss = p / p.sum(), rng.random(400)
-  labels = np.zeros(400, np.int32)
+  labels = rng.integers(0, 5, 400).astype(np.int32)
   sums = []
   for seed in range(400):
-    drawn = sensitivity.by_priority(jax.random.key(seed), p, labels, 60)
+    drawn = sensitivity.DRAWS[draws](jax.random.key(seed), p, labels, 60)
+    assert len(set(drawn.index)) == 60
     sums.append((drawn.weight * loss[drawn.index]).sum())
   assert abs(np.mean(sums) - loss.sum()) < 4 * np.std(sums) / 20
+
+
+def test_strides_take_the_share_of_every_cluster(rng):
+  """Of each cluster the expected number of rows, to one; and rows that are sure are taken."""
+  import jax
+
+  labels = rng.integers(0, 7, 900).astype(np.int32)
+  p = rng.random(900)
+  p[:3] = 40
+  p /= p.sum()
+  drawn = sensitivity.by_systematic(jax.random.key(1), p, labels, 100)
+  assert set(drawn.index[:3]) == {0, 1, 2}
+  np.testing.assert_allclose(drawn.weight[:3], 1)
+  expected = np.bincount(labels[3:], p[3:] / p[3:].sum() * 97, minlength=7)
+  found = np.bincount(labels[drawn.index[3:]], minlength=7)
+  assert (abs(found - expected) < 1.01).all()
+  np.testing.assert_allclose(1 / drawn.weight[3:], p[drawn.index[3:]] / p[3:].sum() * 97, rtol=1e-5)
 
 
 def probabilities_of(pool, loss, **options):

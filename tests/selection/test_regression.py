@@ -84,14 +84,14 @@ def test_targets_are_read_at_rows_that_have_one_next_to_centers(problem, monkeyp
   np.testing.assert_array_equal(targets, y[rows])
 
 
-@pytest.mark.parametrize("draws", ["priority", "replacement"])
+@pytest.mark.parametrize("draws", ["priority", "systematic", "replacement"])
 def test_weighted_sums_of_squares_are_unbiased_at_any_beta(problem, draws):
   x, y = problem
   labels = np.arange(900, dtype=np.int32) % 30
   distance2 = ((x - x[labels]) ** 2).sum(1)
   bound = regression.bounds(x[:30], y[:30], labels, distance2, slope=-1, quantile=0.95)
   p = sensitivity.probabilities(bound, np.ones(900, bool), 0.05)
-  draw = sensitivity.by_priority if draws == "priority" else sensitivity.with_replacement
+  draw = sensitivity.DRAWS[draws]
   best = solution(x, y)
   for beta in (best, 0 * best):
     loss, sums = losses(x, y, beta), []
@@ -104,7 +104,7 @@ def test_weighted_sums_of_squares_are_unbiased_at_any_beta(problem, draws):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"by": "leverages"}, "by must be"),
+    ({"by": "leverages"}, "by must be one of"),
     ({"clusters": 0}, "clusters must be at least 1"),
     ({"columns": {"score": np.full(900, np.nan)}}, "no row of the pool has a finite one"),
     ({}, "needs score"),
