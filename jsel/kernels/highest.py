@@ -175,11 +175,18 @@ def mask_of_highest(
   own key it is (None where there are none such). ``k`` is at most ``most``, if given.
   """
   by_key = lambda keys, k: _mask_from_kth(keys, eligible, k, axis_name, most)
+  if native.available("highest_mask") and eligible is None and axis_size(axis_name) == 1:
+    return lax.platform_dependent(keys, k, cpu=_mask_at_once, default=by_key)
   if most is None or 128 * most > keys.shape[0] or eligible is not None or axis_size(axis_name) > 1:
     return by_key(keys, k)
   return lax.platform_dependent(
     keys, k, cpu=lambda keys, k: _mask_of_few(keys, k, most), default=by_key
   )
+
+
+def _mask_at_once(keys: jax.Array, k: jax.Array) -> jax.Array:
+  """`mask_of_highest` on one device, by the kernel for CPUs."""
+  return native.call("highest_mask", jax.ShapeDtypeStruct(keys.shape, jnp.bool_), keys, k)
 
 
 def _mask_of_few(keys: jax.Array, k: jax.Array, most: int) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.precision import Precision
 from jsel.kernels.sae_gradients import descend
@@ -178,5 +179,15 @@ def _revive(dead: jax.Array, share: jax.Array, most: int) -> tuple[jax.Array, ja
 
 
 def _unit(x: jax.Array) -> jax.Array:
+  # XLA on CPU would merge an optimizer with the sums of its squares, and write its constants out.
+  return native.on_cpu("unit_rows", _unit_in_place, _unit_by_sums, x)
+
+
+def _unit_in_place(x: jax.Array) -> jax.Array:
+  shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+  return native.call("unit_rows", shape, x, aliases={0: 0})
+
+
+def _unit_by_sums(x: jax.Array) -> jax.Array:
   length = jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True))
   return x / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)

@@ -23,6 +23,7 @@ LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
   "highest": "avx512",
+  "highest_mask": "avx512",
   "nearest": "avx512_bf16",
   "rademacher": "avx512",
   "row_top_k": "avx512",
@@ -31,6 +32,7 @@ NEEDS = {
   "sae_gradients": "avx512",
   "segment_sum": "avx512",
   "srht": "avx512",
+  "unit_rows": "avx512",
 }
 
 

@@ -52,66 +52,106 @@ int32_t Guess(const int32_t* keys, int64_t n, int64_t k) {
   return std::max(KthHighest(sample.get(), kSample, rank, room.get()), kLowest + 1);
 }
 
-ffi::Error Highest(ffi::ThreadPool pool, Indices keys, ffi::Result<Indices> top,
-                   ffi::Result<Indices> ids) {
-  const int64_t n = keys.element_count(), k = top->element_count();
-  const int32_t* given = keys.typed_data();
-  const int64_t items = (n + kRowsAnItem - 1) / kRowsAnItem;
-  std::vector<Candidates> found(items);
-  int64_t count = 0;
-  for (int32_t least = Guess(given, n, k);; least = kLowest + 1) {
-    ForEach(pool, items, [&](int64_t item) {
-      found[item] =
-          Reaching(given, item * kRowsAnItem, std::min((item + 1) * kRowsAnItem, n), least);
-    });
-    count = 0;
-    for (const Candidates& part : found) count += part.count;
-    if (count >= k || least == kLowest + 1) break;
+// The k highest keys, those of each item on their own.
+class Search {
+ public:
+  Search(ffi::ThreadPool& pool, const int32_t* keys, int64_t n, int64_t k)
+      : items_((n + kRowsAnItem - 1) / kRowsAnItem),
+        found_(items_),
+        start_(items_ + 1),
+        ties_(items_) {
+    int64_t count = 0;
+    for (int32_t least = Guess(keys, n, k);; least = kLowest + 1) {
+      ForEach(pool, items_, [&](int64_t item) {
+        found_[item] =
+            Reaching(keys, item * kRowsAnItem, std::min((item + 1) * kRowsAnItem, n), least);
+      });
+      count = 0;
+      for (const Candidates& part : found_) count += part.count;
+      if (count >= k || least == kLowest + 1) break;
+    }
+    if (count > k) kth_ = Kth(count, k);
+    Count(pool, k);
   }
-  int32_t kth = kLowest;
-  if (count > k) {
+
+  int64_t items() const { return items_; }
+  int64_t count() const { return start_[items_]; }
+
+  // Calls taken(place, key, row) for the rows of an item that are among the k.
+  template <typename Taken>
+  void ForItem(int64_t item, const Taken& taken) const {
+    int64_t to = start_[item], ties = ties_[item];
+    const Candidates& part = found_[item];
+    for (int64_t i = 0; i < part.count; ++i) {
+      const int32_t key = part.keys[i];
+      if (key < kth_ || (key == kth_ && ties-- <= 0)) continue;
+      taken(to++, key, part.ids[i]);
+    }
+  }
+
+ private:
+  int32_t Kth(int64_t count, int64_t k) const {
+    if (!k) return std::numeric_limits<int32_t>::max();
     const auto all = Aligned<int32_t>(count + kLanes), room = Aligned<int32_t>(count + kLanes);
     int64_t at = 0;
-    for (const Candidates& part : found) {
+    for (const Candidates& part : found_) {
       std::memcpy(all.get() + at, part.keys.get(), part.count * sizeof(int32_t));
       at += part.count;
     }
-    kth = KthHighest(all.get(), count, k, room.get());
+    return KthHighest(all.get(), count, k, room.get());
   }
+
   // Where each item's rows go, and how many of its ties are taken.
-  std::vector<int64_t> start(items + 1), ties(items);
-  std::vector<int64_t> above(items), tied(items);
-  const __m512i bound = _mm512_set1_epi32(kth);
-  ForEach(pool, items, [&](int64_t item) {
-    int64_t over = 0, equal = 0;
-    for (int64_t i = 0; i < found[item].count; i += kLanes) {
-      const __mmask16 there = First(found[item].count - i);
-      const __m512i key = _mm512_maskz_loadu_epi32(there, found[item].keys.get() + i);
-      over += __builtin_popcount(_mm512_mask_cmpgt_epi32_mask(there, key, bound));
-      equal += __builtin_popcount(_mm512_mask_cmpeq_epi32_mask(there, key, bound));
+  void Count(ffi::ThreadPool& pool, int64_t k) {
+    std::vector<int64_t> above(items_), tied(items_);
+    const __m512i bound = _mm512_set1_epi32(kth_);
+    ForEach(pool, items_, [&](int64_t item) {
+      for (int64_t i = 0; i < found_[item].count; i += kLanes) {
+        const __mmask16 there = First(found_[item].count - i);
+        const __m512i key = _mm512_maskz_loadu_epi32(there, found_[item].keys.get() + i);
+        above[item] += __builtin_popcount(_mm512_mask_cmpgt_epi32_mask(there, key, bound));
+        tied[item] += __builtin_popcount(_mm512_mask_cmpeq_epi32_mask(there, key, bound));
+      }
+    });
+    int64_t left = k;
+    for (int64_t item = 0; item < items_; ++item) left -= above[item];
+    for (int64_t item = 0; item < items_; ++item) {
+      ties_[item] = std::min(tied[item], left);
+      left -= ties_[item];
+      start_[item + 1] = start_[item] + above[item] + ties_[item];
     }
-    above[item] = over;
-    tied[item] = equal;
-  });
-  int64_t left = k;
-  for (int64_t item = 0; item < items; ++item) left -= above[item];
-  for (int64_t item = 0; item < items; ++item) {
-    ties[item] = std::min(tied[item], left);
-    left -= ties[item];
-    start[item + 1] = start[item] + above[item] + ties[item];
   }
-  ForEach(pool, items, [&](int64_t item) {
-    int64_t to = start[item], of_ties = ties[item];
-    const Candidates& part = found[item];
-    for (int64_t i = 0; i < part.count; ++i) {
-      const int32_t key = part.keys[i];
-      if (key < kth || (key == kth && of_ties-- <= 0)) continue;
-      top->typed_data()[to] = key;
-      ids->typed_data()[to++] = part.ids[i];
-    }
+
+  const int64_t items_;
+  std::vector<Candidates> found_;
+  std::vector<int64_t> start_, ties_;
+  int32_t kth_ = kLowest;
+};
+
+ffi::Error Highest(ffi::ThreadPool pool, Indices keys, ffi::Result<Indices> top,
+                   ffi::Result<Indices> ids) {
+  const int64_t k = top->element_count();
+  const Search search(pool, keys.typed_data(), keys.element_count(), k);
+  ForEach(pool, search.items(), [&](int64_t item) {
+    search.ForItem(item, [&](int64_t place, int32_t key, int32_t row) {
+      top->typed_data()[place] = key;
+      ids->typed_data()[place] = row;
+    });
   });
-  std::fill(top->typed_data() + start[items], top->typed_data() + k, kLowest);
-  std::fill(ids->typed_data() + start[items], ids->typed_data() + k, -1);
+  std::fill(top->typed_data() + search.count(), top->typed_data() + k, kLowest);
+  std::fill(ids->typed_data() + search.count(), ids->typed_data() + k, -1);
+  return ffi::Error::Success();
+}
+
+// The same rows as a mask, of a k that is known when it is called.
+ffi::Error HighestMask(ffi::ThreadPool pool, Indices keys, Scalar k, ffi::Result<Mask> mask) {
+  const int64_t n = keys.element_count();
+  const int64_t wanted = std::clamp<int64_t>(*k.typed_data(), 0, n);
+  std::memset(mask->typed_data(), 0, n);
+  const Search search(pool, keys.typed_data(), n, wanted);
+  ForEach(pool, search.items(), [&](int64_t item) {
+    search.ForItem(item, [&](int64_t, int32_t, int32_t row) { mask->typed_data()[row] = true; });
+  });
   return ffi::Error::Success();
 }
 
@@ -124,3 +164,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_highest, jsel::Highest,
                                   .Arg<jsel::Indices>()
                                   .Ret<jsel::Indices>()
                                   .Ret<jsel::Indices>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_highest_mask, jsel::HighestMask,
+                              jsel::ffi::Ffi::Bind()
+                                  .Ctx<jsel::ffi::ThreadPool>()
+                                  .Arg<jsel::Indices>()
+                                  .Arg<jsel::Scalar>()
+                                  .Ret<jsel::Mask>());

@@ -1,7 +1,8 @@
 // A TopK sparse autoencoder: codes, sums of k weighted rows for each row, and their gradients.
 #include <immintrin.h>
 
-#include <cstring>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "parallel.h"
@@ -183,6 +184,25 @@ ffi::Error Gradients(ffi::ThreadPool pool, Matrix code, Integers index, Matrix s
   return ffi::Error::Success();
 }
 
+// Rows over their lengths, those of zeros as they are.
+ffi::Error UnitRows(ffi::ThreadPool pool, Matrix x, ffi::Result<Matrix> unit) {
+  const int64_t n = x.dimensions()[0], d = x.dimensions()[1];
+  ForEach(pool, (n + kLatentsAnItem - 1) / kLatentsAnItem, [&](int64_t item) {
+    for (int64_t l = item * kLatentsAnItem; l < std::min((item + 1) * kLatentsAnItem, n); ++l) {
+      const float* from = x.typed_data() + l * d;
+      float* to = unit->typed_data() + l * d;
+      const float length = std::sqrt(Dot(from, from, d));
+      const __m512 by = _mm512_set1_ps(std::max(length, std::numeric_limits<float>::min()));
+      for (int64_t i = 0; i < d; i += kLanes) {
+        const __mmask16 there = First(d - i);
+        _mm512_mask_storeu_ps(to + i, there,
+                              _mm512_div_ps(_mm512_maskz_loadu_ps(there, from + i), by));
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace jsel
 
@@ -216,3 +236,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_sae_gradients, jsel::Gradients,
                                   .Ret<jsel::Floats>()
                                   .Ret<jsel::Matrix>()
                                   .Ret<jsel::Indices>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jsel_unit_rows, jsel::UnitRows,
+    jsel::ffi::Ffi::Bind().Ctx<jsel::ffi::ThreadPool>().Arg<jsel::Matrix>().Ret<jsel::Matrix>());

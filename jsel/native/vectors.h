@@ -16,6 +16,7 @@ namespace jsel {
 namespace ffi = xla::ffi;
 
 using Scalar = ffi::Buffer<ffi::S32, 0>;
+using Mask = ffi::Buffer<ffi::PRED, 1>;
 using Indices = ffi::Buffer<ffi::S32, 1>;
 using Floats = ffi::Buffer<ffi::F32, 1>;
 using Matrix = ffi::Buffer<ffi::F32, 2>;

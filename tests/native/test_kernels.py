@@ -19,6 +19,7 @@ from jsel.kernels import (
   projection,
   row_topk,
   sae_gradients,
+  sae_step,
   segments,
   srht,
   topk,
@@ -151,6 +152,10 @@ def test_highest(rng, n, spread, share):
   np.testing.assert_array_equal(ids[: len(order)], order)
   np.testing.assert_array_equal(top[: len(order)], keys[order])
   assert (np.asarray(ids)[len(order) :] == -1).all()
+  mask = highest._mask_at_once(jnp.asarray(keys), jnp.int32(k))
+  np.testing.assert_array_equal(np.flatnonzero(mask), order)
+  for none in (0, -3):
+    assert not np.asarray(highest._mask_at_once(jnp.asarray(keys), jnp.int32(none))).any()
 
 
 def test_highest_where_the_sample_misleads():
@@ -203,6 +208,17 @@ def test_sae(rng, b, d, latents, k):
   got, want = sae_gradients._gradients_at_once(*arrays), sae_gradients._gradients(*arrays)
   jax.tree.map(close, got, want)
   np.testing.assert_array_equal(got[3], want[3])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (70, 130)])
+def test_unit_rows(rng, shape):
+  needs("unit_rows")
+  x = jnp.asarray(rng.standard_normal(shape), jnp.float32).at[shape[0] // 2].set(0)
+  x = x.at[-1, -1].set(jnp.nan)
+  want = sae_step._unit_by_sums(x)
+  # A sum of so many squares in another order, and a division.
+  np.testing.assert_allclose(sae_step._unit_in_place(x), want, rtol=1e-6)
+  assert np.isnan(want[-1]).all()
 
 
 def test_derivatives_are_those_of_xla(rng):
