@@ -97,7 +97,9 @@ def sensitivity(result: dict[str, Any]) -> str:
       sensitivity_error.table(one["results"]),
     ]
     if "by_tokens" in one:
-      sizes = ", ".join(f"{run['size']:,}" for run in one["by_tokens"] if run["kind"] == "systematic")
+      sizes = ", ".join(
+        f"{run['size']:,}" for run in one["by_tokens"] if run["kind"] == "systematic"
+      )
       parts.append(
         "An answer's tokens say much of its summed loss: drawn in proportion to them, without any"
         f" loss known, samples of {sizes} rows have errors that uniform's are"

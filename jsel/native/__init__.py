@@ -45,6 +45,19 @@ def available(name: str) -> bool:
   return name in _registered()
 
 
+def most_held() -> int:
+  """The most bytes, beside arguments and results, that kernels have held since the last call.
+
+  >>> most_held() >= 0
+  True
+  """
+  library = _library()
+  if library is None:
+    return 0
+  library.jsel_most_held.restype = ctypes.c_int64
+  return library.jsel_most_held()
+
+
 def on_cpu(
   name: str, native: Callable[..., Any], default: Callable[..., Any], *arrays: jax.Array
 ) -> Any:

@@ -1,4 +1,5 @@
-// What the processor at hand has, and which jsel this was built for.
+// What the processor at hand has, which jsel this was built for, and what memory its kernels took.
+#include "vectors.h"
 
 // Raised with every change of a kernel's arguments or results; also in __init__.py.
 extern "C" int jsel_native_version() { return 1; }
@@ -10,4 +11,11 @@ extern "C" int jsel_has_avx512() {
 
 extern "C" int jsel_has_avx512_bf16() {
   return jsel_has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+// The most bytes that kernels have held since the last call.
+extern "C" int64_t jsel_most_held() {
+  const int64_t most = jsel::most_held;
+  jsel::most_held = jsel::held.load();
+  return most;
 }

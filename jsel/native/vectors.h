@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -30,15 +31,25 @@ inline __mmask16 First(int64_t left) {
   return left >= kLanes ? 0xffff : static_cast<__mmask16>((1 << std::max<int64_t>(left, 0)) - 1);
 }
 
+// Bytes that all kernels hold now, and the most that they have held.
+inline std::atomic<int64_t> held{0}, most_held{0};
+
 struct Free {
-  void operator()(void* memory) const { std::free(memory); }
+  int64_t bytes = 0;
+  void operator()(void* memory) const {
+    std::free(memory);
+    held -= bytes;
+  }
 };
 
 // count items of a type, at a multiple of 64 bytes.
 template <typename T>
 std::unique_ptr<T[], Free> Aligned(int64_t count) {
-  const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+  const int64_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
+  const int64_t now = held += bytes;
+  for (int64_t most = most_held; most < now && !most_held.compare_exchange_weak(most, now);) {
+  }
+  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, bytes)), Free{bytes});
 }
 
 }  // namespace jsel

@@ -4,6 +4,7 @@ Every other test of a kernel runs through them, too, where they are built; here 
 """
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,20 @@ def test_inside_of_shard_map(rng):
     out_specs=P("data"),
   )
   np.testing.assert_array_equal(jax.jit(find)(x, centers), kmeans.assign(x, centers)[0])
+
+
+def test_memory_is_counted_and_given_back(rng):
+  needs("srht")
+  x = jnp.asarray(rng.standard_normal((40, 3000)), jnp.float32)
+  native.most_held()
+  srht.srht(KEY, x, 16).block_until_ready()
+  # A row of 4,096 floats a thread, of the two or more that took part.
+  assert native.most_held() in range(2**14, 2**14 * 33)
+  for _ in range(100):  # a thread gives its memory back after its last row is done
+    if not native.most_held():
+      return
+    time.sleep(0.01)
+  raise AssertionError("memory is not given back")
 
 
 def test_many_at_once_do_not_wait_for_one_another(rng):
