@@ -12,6 +12,7 @@ SOURCES = (
   "rademacher",
   "row_topk",
   "sae",
+  "seeding",
   "segments",
   "srht",
   "supported",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel import native
 from jsel.kernels.gather import gather
 from jsel.kernels.random import row_gumbel
 from jsel.kernels.rows import AxisName, axis_size, check_valid, row_ids, rows, varying
@@ -77,19 +78,17 @@ def _plus_plus(key, x, weights, valid, *, k, axis_name):
   def draw(j, carry):
     nearest, drawn, centers = carry
     noise_key = jax.random.fold_in(key, j)
+    nearest = _closer(x, drawn, nearest, j % 2, axis_name)
 
     def tile(arrays):
-      x, log_weights, ids, nearest = arrays
-      difference = x.astype(jnp.float32) - drawn[None]
-      nearest = jnp.minimum(nearest, jnp.sum(difference * difference, axis=1))
+      log_weights, ids, nearest = arrays
       # The first draw goes by weight alone: its `drawn` is infinitely far.
       factor = jnp.where(nearest < jnp.inf, nearest, 1)
       log_factor = jnp.where(factor > 0, jnp.log(factor), -CHOSEN)
       score = log_weights + log_factor + row_gumbel(noise_key, ids)
-      return nearest, jnp.where(log_weights > -jnp.inf, score, -jnp.inf)
+      return jnp.where(log_weights > -jnp.inf, score, -jnp.inf)
 
-    arrays = (x, log_weights, ids, nearest)
-    nearest, score = map_tiles(tile, arrays, width=d, axis_name=axis_name)
+    score = map_tiles(tile, (log_weights, ids, nearest), width=d, axis_name=axis_name)
     best = jnp.max(score)
     best = best if axis_name is None else lax.pmax(best, axis_name)
     index = jnp.min(jnp.where(score == best, ids, np.iinfo(np.int32).max))
@@ -101,6 +100,36 @@ def _plus_plus(key, x, weights, valid, *, k, axis_name):
   nearest = varying(jnp.full(n, jnp.inf, jnp.float32), axis_name)
   start = (nearest, jnp.full(d, jnp.inf, jnp.float32), jnp.zeros((k, d), jnp.float32))
   return lax.fori_loop(0, k, draw, start)[2]
+
+
+def _closer(
+  x: jax.Array, center: jax.Array, nearest: jax.Array, backward: jax.Array, axis_name: AxisName
+) -> jax.Array:
+  """The lesser of ``nearest[n]`` and the squared distance of each row to ``center``."""
+  by_tiles = functools.partial(_closer_by_tiles, axis_name=axis_name)
+  if x.dtype != jnp.float32:
+    return by_tiles(x, center, nearest, backward)
+  return native.on_cpu("closer", _closer_at_once, by_tiles, x, center, nearest, backward)
+
+
+def _closer_at_once(
+  x: jax.Array, center: jax.Array, nearest: jax.Array, backward: jax.Array
+) -> jax.Array:
+  shape = jax.ShapeDtypeStruct(nearest.shape, jnp.float32)
+  return native.call("closer", shape, x, center, nearest, backward, aliases={2: 0})
+
+
+def _closer_by_tiles(
+  x: jax.Array, center: jax.Array, nearest: jax.Array, backward: jax.Array, *, axis_name: AxisName
+) -> jax.Array:
+  del backward  # tiles of 16 MB leave a cache little of one pass for the next
+
+  def tile(arrays: tuple[jax.Array, jax.Array]) -> jax.Array:
+    x, nearest = arrays
+    difference = x.astype(jnp.float32) - center[None]
+    return jnp.minimum(nearest, jnp.sum(difference * difference, axis=1))
+
+  return map_tiles(tile, (x, nearest), width=x.shape[1], axis_name=axis_name)
 
 
 def influence(usable: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -22,6 +22,7 @@ VERSION = 1  # of the kernels' arguments and results; also in supported.cc
 LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
+  "closer": "avx512",
   "highest": "avx512",
   "highest_mask": "avx512",
   "nearest": "avx512_bf16",
@@ -104,7 +105,8 @@ def _registered() -> frozenset[str]:
   library = _library()
   if library is None:
     return frozenset()
-  names = [name for name, needed in NEEDS.items() if getattr(library, f"jsel_has_{needed}")()]
+  has = lambda name: hasattr(library, f"jsel_{name}") and library[f"jsel_has_{NEEDS[name]}"]()
+  names = [name for name in NEEDS if has(name)]
   try:
     for name in names:
       handler = jax.ffi.pycapsule(getattr(library, f"jsel_{name}"))

@@ -16,6 +16,7 @@ from jsel import native
 from jsel.kernels import (
   highest,
   kmeans,
+  kmeans_seeding,
   nearest,
   projection,
   row_topk,
@@ -123,6 +124,21 @@ def test_nearest_where_all_centers_are_in_doubt(rng):
   labels, distance2 = kmeans.assign(x, centers)
   assert (np.asarray(distance2) < 1e-12).all()
   np.testing.assert_array_equal(centers[labels], x)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (300, 65), (9000, 130)])
+@pytest.mark.parametrize("backward", [0, 1])
+def test_closer(rng, n, d, backward):
+  needs("closer")
+  x = jnp.asarray(rng.standard_normal((n, d)), jnp.float32).at[n // 2, 0].set(jnp.nan)
+  center = jnp.asarray(rng.standard_normal(d), jnp.float32)
+  before = jnp.asarray(rng.uniform(0, 4 * d, n), jnp.float32).at[n // 3].set(jnp.nan)
+  arrays = x, center, before, jnp.int32(backward)
+  want = kmeans_seeding._closer_by_tiles(*arrays, axis_name=None)
+  # d squares in another order.
+  np.testing.assert_allclose(kmeans_seeding._closer_at_once(*arrays), want, rtol=1e-5)
+  far = kmeans_seeding._closer_at_once(x, center + jnp.inf, before, jnp.int32(backward))
+  np.testing.assert_array_equal(jnp.delete(far, n // 2), jnp.delete(before, n // 2))
 
 
 @pytest.mark.parametrize(("n", "d", "count"), [(1, 1, 1), (300, 65, 7), (5000, 130, 40)])
