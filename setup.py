@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 
 NATIVE = "jsel/native"
 SOURCES = (
+  "gram",
   "highest",
   "nearest",
   "rademacher",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jsel import native
 from jsel.kernels.gather import gather
 from jsel.kernels.reduce import (
   LEAVES,
@@ -156,7 +157,9 @@ def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisNa
     count, first = jax.lax.psum(count, axis_name), jax.lax.pmin(first, axis_name)
   pivot = gather(x, first[None], axis_name=axis_name).astype(jnp.float32)  # [1, d]
 
-  def sum_over_rows(function: Callable[[jax.Array], Any], *centres: jax.Array) -> Any:
+  def sum_over_rows(
+    function: Callable[[jax.Array], Any], x: jax.Array, valid: jax.Array, *centres: jax.Array
+  ) -> Any:
     def of_leaf(leaf: tuple[jax.Array, jax.Array], _: jax.Array) -> Any:
       x, valid = leaf
       x = x.astype(jnp.float32)
@@ -174,9 +177,26 @@ def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisNa
 
   # Where no row is invalid, the count is a constant, and might be divided by in another way.
   size = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
-  shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), pivot) / size
-  scatter = sum_over_rows(_upper_products if covariance else squares, pivot, shift)
-  return Moments(two_limb(count), (pivot + shift)[0], _whole(scatter) if covariance else scatter)
+  shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), x, valid, pivot) / size
+  arrays = x, valid, pivot, shift
+  if not covariance:
+    return Moments(two_limb(count), (pivot + shift)[0], sum_over_rows(squares, *arrays))
+  # Rows that may be split are added in the tree that they would be added in if they were.
+  in_tree = axis_name is not None or x.shape[0] % LEAVES == 0
+  of_all = lambda *arrays: _whole(sum_over_rows(_upper_products, *arrays))
+  if in_tree or x.dtype != jnp.float32:
+    scatter = of_all(*arrays)
+  else:
+    scatter = native.on_cpu("gram", _products_at_once, of_all, *arrays)
+  return Moments(two_limb(count), (pivot + shift)[0], scatter)
+
+
+def _products_at_once(
+  x: jax.Array, valid: jax.Array, pivot: jax.Array, shift: jax.Array
+) -> jax.Array:
+  """``x.T @ x`` of the rows that are valid, less ``pivot[1, d]`` and ``shift[1, d]``."""
+  shape = jax.ShapeDtypeStruct((x.shape[1], x.shape[1]), jnp.float32)
+  return native.call("gram", shape, x, valid, pivot[0], shift[0])
 
 
 def _sum_of_blocks(function: Callable[..., Any], x: jax.Array, valid: jax.Array) -> Any:

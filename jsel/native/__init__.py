@@ -23,6 +23,7 @@ LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
   "closer": "avx512",
+  "gram": "avx512",
   "highest": "avx512",
   "highest_mask": "avx512",
   "nearest": "avx512_bf16",
