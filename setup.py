@@ -10,6 +10,7 @@ SOURCES = (
   "gram",
   "highest",
   "nearest",
+  "project",
   "rademacher",
   "row_topk",
   "sae",

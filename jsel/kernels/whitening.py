@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jsel import native
 from jsel.kernels import moments
 from jsel.kernels.rows import AxisName, axis_size, check_valid, rows
 from jsel.kernels.tiles import map_tiles
@@ -185,15 +186,36 @@ def apply(
 def _apply(
   whitening: Whitening, x: jax.Array, valid: jax.Array | None, *, axis_name: AxisName
 ) -> jax.Array:
-  whitening = jax.tree.map(lambda array: array.astype(jnp.float32), whitening)
-
-  def whiten(row: jax.Array) -> jax.Array:
-    centred = row.astype(jnp.float32) - whitening.mean
-    projected = jnp.matmul(whitening.components, centred, precision=jax.lax.Precision.HIGHEST)
-    return projected * whitening.scale
-
-  y = map_tiles(jax.vmap(whiten), x, width=x.shape[1], axis_name=axis_name)
+  mean, components, scale = jax.tree.map(lambda array: array.astype(jnp.float32), whitening)
+  by_tiles = functools.partial(_project_by_tiles, axis_name=axis_name)
+  arrays = x, mean, components, scale
+  if x.dtype == jnp.float32:
+    y = native.on_cpu("project", _project_at_once, by_tiles, *arrays)
+  else:
+    y = by_tiles(*arrays)
   return y if valid is None else jnp.where(valid[:, None], y, 0)
+
+
+def _project_at_once(
+  x: jax.Array, mean: jax.Array, components: jax.Array, scale: jax.Array
+) -> jax.Array:
+  shape = jax.ShapeDtypeStruct((x.shape[0], components.shape[0]), jnp.float32)
+  return native.call("project", shape, x, mean, components, scale)
+
+
+def _project_by_tiles(
+  x: jax.Array,
+  mean: jax.Array,
+  components: jax.Array,
+  scale: jax.Array,
+  *,
+  axis_name: AxisName,
+) -> jax.Array:
+  def whiten(row: jax.Array) -> jax.Array:
+    centred = row.astype(jnp.float32) - mean
+    return jnp.matmul(components, centred, precision=jax.lax.Precision.HIGHEST) * scale
+
+  return map_tiles(jax.vmap(whiten), x, width=x.shape[1], axis_name=axis_name)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "steps"))

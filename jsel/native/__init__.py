@@ -27,6 +27,7 @@ NEEDS = {
   "highest": "avx512",
   "highest_mask": "avx512",
   "nearest": "avx512_bf16",
+  "project": "avx512_bf16",
   "rademacher": "avx512",
   "row_top_k": "avx512",
   "sae_codes": "avx512_bf16",

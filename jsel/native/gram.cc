@@ -13,6 +13,8 @@ namespace jsel {
 namespace {
 
 constexpr int64_t kSome = 1024;  // rows at a time, of which two copies are to stay in the cache
+// Columns, and rows of sums, lie so far apart: a power of two would give them the same cache lines.
+constexpr int64_t kApart = kSome + kLanes;
 
 // Some rows less their middle, zeros where they do not count, in panels of columns and by columns.
 class Rows {
@@ -20,10 +22,11 @@ class Rows {
   explicit Rows(int64_t d)
       : panels((d + kColumns - 1) / kColumns),
         width(panels * kColumns),
+        stride(width + kLanes),
         by_panel(Aligned<float>(width * kSome)),
-        by_column(Aligned<float>((width + kRows) * kSome)),
+        by_column(Aligned<float>((width + kRows) * kApart)),
         d_(d) {
-    std::memset(by_column.get(), 0, (width + kRows) * kSome * sizeof(float));
+    std::memset(by_column.get(), 0, (width + kRows) * kApart * sizeof(float));
   }
 
   // Sixteen of the rows from `first` on, as rows 16 * part and following.
@@ -49,15 +52,15 @@ class Rows {
       }
       const __m512i down = _mm512_mullo_epi32(Lanes(), _mm512_set1_epi32(kLanes));
       for (int64_t i = 0; i < kLanes; ++i) {
-        _mm512_store_ps(by_column.get() + (j + i) * kSome + part * kLanes,
+        _mm512_store_ps(by_column.get() + (j + i) * kApart + part * kLanes,
                         _mm512_i32gather_ps(down, sixteen[0] + i, sizeof(float)));
       }
     }
   }
 
-  const int64_t panels, width;
+  const int64_t panels, width, stride;             // the last of sums
   const std::unique_ptr<float[], Free> by_panel;   // [panels, kSome, kColumns]
-  const std::unique_ptr<float[], Free> by_column;  // [width + kRows, kSome]
+  const std::unique_ptr<float[], Free> by_column;  // [width + kRows, kApart]
 
  private:
   const int64_t d_;
@@ -69,12 +72,12 @@ void AddPanel(const Rows& rows, int64_t panel, float* sums) {
   const auto* others = reinterpret_cast<const uint32_t*>(rows.by_panel.get());
   for (int64_t s = 0; s < kSome; s += kSteps) {
     for (int64_t i = 0; i < (panel + 1) * kColumns; i += kRows) {
-      float* to = sums + i * rows.width + panel * kColumns;
+      float* to = sums + i * rows.stride + panel * kColumns;
       // Few are added in registers before they are added to many: both roundings stay small.
       Multiply<false, true, true>(
-          columns + i * kSome + s, kSome, others + (panel * kSome + s) * kColumns, kSteps, to,
-          rows.width, [&](int64_t r, int64_t v, __m512 sum) {
-            return _mm512_add_ps(sum, _mm512_load_ps(to + r * rows.width + v * kLanes));
+          columns + i * kApart + s, kApart, others + (panel * kSome + s) * kColumns, kSteps, to,
+          rows.stride, [&](int64_t r, int64_t v, __m512 sum) {
+            return _mm512_add_ps(sum, _mm512_load_ps(to + r * rows.stride + v * kLanes));
           });
     }
   }
@@ -84,7 +87,7 @@ ffi::Error Gram(ffi::ThreadPool pool, Matrix x, Mask valid, Floats pivot, Floats
                 ffi::Result<Matrix> products) {
   const int64_t n = x.dimensions()[0], d = x.dimensions()[1];
   Rows rows(d);
-  const int64_t count = (rows.width + kRows) * rows.width;
+  const int64_t count = (rows.width + kRows) * rows.stride;
   const auto sums = Aligned<float>(count);
   std::memset(sums.get(), 0, count * sizeof(float));
   for (int64_t first = 0; first < n; first += kSome) {
@@ -99,7 +102,7 @@ ffi::Error Gram(ffi::ThreadPool pool, Matrix x, Mask valid, Floats pivot, Floats
     const int64_t last = std::min((part + 1) * kLanes, d);
     for (int64_t j = 0; j < d; ++j) {
       for (int64_t i = part * kLanes; i < last; ++i) {
-        products->typed_data()[i * d + j] = sums[std::min(i, j) * rows.width + std::max(i, j)];
+        products->typed_data()[i * d + j] = sums[std::min(i, j) * rows.stride + std::max(i, j)];
       }
     }
   });

@@ -26,6 +26,7 @@ from jsel.kernels import (
   segments,
   srht,
   topk,
+  whitening,
 )
 
 KEY = jax.random.key(3)
@@ -291,6 +292,19 @@ def test_gram(rng, n, d):
   # Sums of n products, 128 by 128.
   np.testing.assert_allclose(got, wide.T @ wide, rtol=1e-6, atol=1e-6 * n * 30)
   np.testing.assert_array_equal(got, got.T)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (70, 131, 65), (130, 40, 7)])
+def test_project(rng, n, d, k):
+  needs("project")
+  x = jnp.asarray(rng.standard_normal((n, d)), jnp.float32).at[0, 0].set(jnp.nan)
+  mean, scale = (jnp.asarray(rng.standard_normal(size), jnp.float32) for size in (d, k))
+  components = jnp.asarray(rng.standard_normal((k, d)), jnp.float32)
+  got = whitening._project_at_once(x, mean, components, scale)
+  want = whitening._project_by_tiles(x, mean, components, scale, axis_name=None)
+  # Sums of d products in another order.
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * d)
+  assert np.isnan(got[0]).all()
 
 
 def test_a_covariance_has_the_derivative_of_xla_s(rng):
