@@ -52,7 +52,8 @@ def rademacher(
     dim: columns of the result, static.
     column_offset: the row of R that the first column of ``x`` meets.
     precision: of the products. The signs are exact in any, so that
-      ``"bfloat16_3x"`` costs two products, not three.
+      ``"bfloat16_3x"`` costs two products, not three. The kernel in C++
+      (`jsel.native`) multiplies nothing and adds in float32, whatever is said.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:

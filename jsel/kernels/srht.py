@@ -52,7 +52,8 @@ def srht(
     x: ``[n, d]`` rows of any real dtype.
     dim: columns of the result, static, at most p.
     precision: of the products. H is exact in any, so that ``"bfloat16_3x"``
-      costs two products each, not three.
+      costs two products each, not three. The kernel in C++ (`jsel.native`)
+      multiplies nothing and adds in float32, whatever is said.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
