@@ -1,30 +1,17 @@
 """Builds the kernels in C++; where they do not build, jsel is what it is without them."""
 
 import platform
+from pathlib import Path
 
 import jax.ffi
 from setuptools import Extension, setup
 
-NATIVE = "jsel/native"
-SOURCES = (
-  "gram",
-  "highest",
-  "nearest",
-  "project",
-  "rademacher",
-  "row_topk",
-  "sae",
-  "seeding",
-  "segments",
-  "srht",
-  "supported",
-)
-HEADERS = ("keys", "parallel", "products", "row_search", "vectors")
+NATIVE = Path("jsel/native")
 
 kernels = Extension(
   "jsel.native._kernels",
-  sources=[f"{NATIVE}/{name}.cc" for name in SOURCES],
-  depends=[f"{NATIVE}/{name}.h" for name in HEADERS],
+  sources=sorted(map(str, NATIVE.glob("*.cc"))),
+  depends=sorted(map(str, NATIVE.glob("*.h"))),
   include_dirs=[jax.ffi.include_dir()],
   language="c++",
   # What a processor must have for a kernel is asked when jsel is imported.

@@ -33,7 +33,6 @@ class Scored(NamedTuple):
   x: np.ndarray  # [n, 2 d] float32, MiniLM's embeddings of the input and of the answer
   loss: np.ndarray  # [n] float64, nats
   tokens: np.ndarray  # [n] int32, of the answer
-  task: np.ndarray  # [n] int32, the subtask
 
 
 def scored(folder: str | Path, cache_dir: str | Path, rows: int = ROWS) -> Scored:
@@ -43,7 +42,7 @@ def scored(folder: str | Path, cache_dir: str | Path, rows: int = ROWS) -> Score
   inputs, answers = ([texts[row] for row in picks] for texts in (pool.inputs, pool.targets))
   loss, tokens = losses(inputs, answers, Path(cache_dir).expanduser())
   x = np.concatenate([embedded(inputs, cache_dir), embedded(answers, cache_dir)], axis=1)
-  return Scored(x, loss, tokens, pool.task[picks])
+  return Scored(x, loss, tokens)
 
 
 def losses(inputs: list[str], answers: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     x, loss = rows.x[parts.pool], losses.astype(np.float64)
     result = {"probe_accuracy": right}
   else:
-    x, loss, tokens, _ = instruction_losses.scored(given.folder, given.cache)
+    x, loss, tokens = instruction_losses.scored(given.folder, given.cache)
     sizes = compare(by_tokens(tokens), loss, SIZES, given.draws)
     result = {"by_tokens": sizes, "mean_tokens": float(tokens.mean())}
   results = []

@@ -3,6 +3,8 @@
 They are built where `pip install` finds a C++ compiler, and used where the processor has what they
 need; elsewhere, and on every other platform, and with the environment variable JSEL_NATIVE=0, XLA's
 do the same work: they are the reference that these are tested against. Their threads are XLA's own.
+Inside of `jax.shard_map` each device works on its rows; rows that are split outside of it, by a
+program's sharding alone, XLA gathers for them.
 """
 
 import ctypes
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-VERSION = 1  # of the kernels' arguments and results; also in supported.cc
+VERSION = 1  # of the kernels' arguments and results; also in library.cc
 LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
@@ -27,7 +29,7 @@ NEEDS = {
   "highest": "avx512",
   "highest_mask": "avx512",
   "nearest": "avx512_bf16",
-  "project": "avx512_bf16",
+  "project": "avx512",
   "rademacher": "avx512",
   "row_top_k": "avx512",
   "sae_codes": "avx512_bf16",

@@ -32,11 +32,10 @@ struct Centers {
   Centers(const Panels<true>& of, const Matrix& centers, const Floats& half_norm)
       : panels(of),
         exact(centers.typed_data()),
-        half(Aligned<float>(of.stride)),
+        half(OfColumns(half_norm, of, kInfinity)),
         length(Aligned<float>(of.stride)),
         lost(Aligned<float>(of.stride)) {
     for (int64_t j = 0; j < of.stride; ++j) {
-      half[j] = j < of.count ? half_norm.typed_data()[j] : kInfinity;
       length[j] = std::sqrt(of.rounded[j].square);
       lost[j] = std::sqrt(of.rounded[j].lost);
       longest = std::max(longest, length[j]);
@@ -121,10 +120,7 @@ ffi::Error Nearest(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix centers,
       Rounded rounded[kMostRows];
       const int64_t first = item * some, count = std::min(some, n - first);
       const auto row = [&](int64_t r) { return x.typed_data() + (first + r) * d; };
-      for (int64_t r = 0; r < some; ++r) {
-        rounded[r] = Convert<true>(row(std::min(r, count - 1)), shift.typed_data(), d, panels.width,
-                                   rows.get() + r * panels.steps);
-      }
+      ConvertRows(x, shift.typed_data(), first, count, panels, rows.get(), rounded);
       Multiply(rows.get(), count, panels, scores.get(), [&](int64_t r, int64_t j, __m512 product) {
         const __m512 score = _mm512_sub_ps(_mm512_load_ps(c.half.get() + j), product);
         float* least = low.get() + r * kLanes;

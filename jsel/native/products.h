@@ -87,6 +87,28 @@ struct Panels {
   }
 };
 
+// `count` rows of x from `first` on, converted, and the last of them again up to a multiple of
+// kRows. `rounded` has room for as many, if it is asked for.
+template <bool kNarrow>
+void ConvertRows(const Matrix& x, const float* shift, int64_t first, int64_t count,
+                 const Panels<kNarrow>& with, uint32_t* to, Rounded* rounded = nullptr) {
+  for (int64_t r = 0; r < (count + kRows - 1) / kRows * kRows; ++r) {
+    const float* row = x.typed_data() + (first + std::min(r, count - 1)) * with.d;
+    const Rounded found = Convert<kNarrow>(row, shift, with.d, with.width, to + r * with.steps);
+    if (rounded) rounded[r] = found;
+  }
+}
+
+// A value for each column of the panels, `rest` for those that no row of the matrix is in.
+template <bool kNarrow>
+std::unique_ptr<float[], Free> OfColumns(const Floats& values, const Panels<kNarrow>& with,
+                                         float rest) {
+  auto columns = Aligned<float>(with.stride);
+  std::copy_n(values.typed_data(), with.count, columns.get());
+  std::fill(columns.get() + with.count, columns.get() + with.stride, rest);
+  return columns;
+}
+
 // Adds some steps of the products of kRows rows with a panel to `results`; the last time,
 // finish(row, vector, sum) is what stays of them.
 template <bool kNarrow, bool kFirst, bool kLast, typename Finish>

@@ -12,22 +12,17 @@ namespace {
 
 ffi::Error Project(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix components, Floats scale,
                    ffi::Result<Matrix> y) {
-  const int64_t n = x.dimensions()[0], d = x.dimensions()[1], k = components.dimensions()[0];
+  const int64_t n = x.dimensions()[0], k = components.dimensions()[0];
   const Panels<false> panels(pool, components);
-  const auto by = Aligned<float>(panels.stride);
-  std::copy_n(scale.typed_data(), k, by.get());
-  std::fill(by.get() + k, by.get() + panels.stride, 0.0f);
+  const auto factors = OfColumns(scale, panels, 0);
   const int64_t some = panels.RowsAnItem();
   const auto start = [&] {
     return [&, results = Aligned<float>(some * panels.stride),
             rows = Aligned<uint32_t>(some * panels.steps)](int64_t item) {
       const int64_t first = item * some, count = std::min(some, n - first);
-      for (int64_t r = 0; r < some; ++r) {
-        Convert<false>(x.typed_data() + (first + std::min(r, count - 1)) * d, shift.typed_data(), d,
-                       panels.width, rows.get() + r * panels.steps);
-      }
+      ConvertRows(x, shift.typed_data(), first, count, panels, rows.get());
       Multiply(rows.get(), count, panels, results.get(), [&](int64_t, int64_t j, __m512 product) {
-        return _mm512_mul_ps(product, _mm512_load_ps(by.get() + j));
+        return _mm512_mul_ps(product, _mm512_load_ps(factors.get() + j));
       });
       for (int64_t r = 0; r < count; ++r) {
         std::memcpy(y->typed_data() + (first + r) * k, results.get() + r * panels.stride,

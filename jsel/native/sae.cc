@@ -59,23 +59,18 @@ inline float Dot(const float* a, const float* b, int64_t columns) {
 template <bool kNarrow>
 void Encode(ffi::ThreadPool& pool, const Matrix& x, const Matrix& encoder, const Floats& bias,
             Matrix& code, Integers& index) {
-  const int64_t n = x.dimensions()[0], d = x.dimensions()[1], k = code.dimensions()[1];
+  const int64_t n = x.dimensions()[0], k = code.dimensions()[1];
   const Panels<kNarrow> panels(pool, encoder);
-  const auto add = Aligned<float>(panels.stride);
-  std::copy_n(bias.typed_data(), panels.count, add.get());
-  std::fill(add.get() + panels.count, add.get() + panels.stride, 0.0f);
+  const auto biases = OfColumns(bias, panels, 0);
   const int64_t some = panels.RowsAnItem();
   const auto start = [&] {
     return [&, latents = Aligned<float>(some * panels.stride),
             rows = Aligned<uint32_t>(some * panels.steps),
             search = RowSearch(panels.count, k)](int64_t item) mutable {
       const int64_t first = item * some, count = std::min(some, n - first);
-      for (int64_t r = 0; r < some; ++r) {
-        Convert<kNarrow>(x.typed_data() + (first + std::min(r, count - 1)) * d, nullptr, d,
-                         panels.width, rows.get() + r * panels.steps);
-      }
+      ConvertRows(x, nullptr, first, count, panels, rows.get());
       Multiply(rows.get(), count, panels, latents.get(), [&](int64_t, int64_t j, __m512 product) {
-        return _mm512_add_ps(product, _mm512_load_ps(add.get() + j));
+        return _mm512_add_ps(product, _mm512_load_ps(biases.get() + j));
       });
       for (int64_t r = 0; r < count; ++r) {
         search.Take(latents.get() + r * panels.stride, code.typed_data() + (first + r) * k,
