@@ -61,6 +61,14 @@ def key():
   return jax.random.key(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_programs_of_other_files():
+  # A program takes some eight maps of memory, of which Linux lets a process have 65,530: beyond
+  # that the next one that is compiled ends the process. All tests together come close.
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(request):
   # What is compiled for a machine that is not there can be written to the cache but not read.
