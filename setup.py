@@ -7,6 +7,7 @@ import jax.ffi
 from setuptools import Extension, setup
 
 NATIVE = Path("jsel/native")
+INSTRUCTIONS = ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
 kernels = Extension(
   "jsel.native._kernels",
@@ -15,7 +16,7 @@ kernels = Extension(
   include_dirs=[jax.ffi.include_dir()],
   language="c++",
   # What a processor must have for a kernel is asked when jsel is imported.
-  extra_compile_args=["-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-g0"],
+  extra_compile_args=["-std=c++17", "-O3", "-g0", *INSTRUCTIONS],
   optional=True,
 )
 setup(ext_modules=[kernels] if platform.machine() in ("x86_64", "AMD64") else [])

@@ -18,6 +18,8 @@ from jsel.kernels.tiles import blocks, map_tiles
 BLOCK = 2**22  # signs held at a time, 16 MB of them
 WORD = 64  # signs that one call of the cipher gives
 TILE_ROWS = 2048
+# bfloat16 numbers that a float32 is the sum of, at each precision, where a CPU multiplies them.
+PARTS: dict[Precision, int] = {"float32": 3, "bfloat16_3x": 2, "bfloat16": 1}
 
 
 @rows("x", out=True)
@@ -53,7 +55,8 @@ def rademacher(
     column_offset: the row of R that the first column of ``x`` meets.
     precision: of the products. The signs are exact in any, so that
       ``"bfloat16_3x"`` costs two products, not three. The kernel in C++
-      (`jsel.native`) multiplies nothing and adds in float32, whatever is said.
+      (`jsel.native`) for CPUs without tiles (AMX) multiplies nothing and adds in
+      float32, whatever is said; with them ``"float32"`` costs three products.
     axis_name: mesh axis (or axes) that the rows are split over.
 
   Returns:
@@ -142,7 +145,8 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
     arrays = x, total, words, start.astype(jnp.int32)
     if x.dtype != jnp.float32:
       return by_products(*arrays)
-    return native.on_cpu("rademacher", _by_sums, by_products, *arrays)
+    by_sums = functools.partial(_by_sums, parts=PARTS[precision])
+    return native.on_cpu("rademacher", by_sums, by_products, *arrays)
 
   total = varying(jnp.zeros((n, dim), jnp.float32), axis_name)
   whole = d // block if d else 0
@@ -156,9 +160,12 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
   return total / math.sqrt(dim)
 
 
-def _by_sums(x: jax.Array, total: jax.Array, words: jax.Array, column: jax.Array) -> jax.Array:
+def _by_sums(
+  x: jax.Array, total: jax.Array, words: jax.Array, column: jax.Array, *, parts: int
+) -> jax.Array:
   shape = jax.ShapeDtypeStruct(total.shape, total.dtype)
-  return native.call("rademacher", shape, x, total, words, column, aliases={1: 0})
+  arrays = x, total, words, column
+  return native.call("rademacher", shape, *arrays, aliases={1: 0}, parts=np.int64(parts))
 
 
 def _by_products(

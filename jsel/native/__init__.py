@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-VERSION = 1  # of the kernels' arguments and results; also in library.cc
+VERSION = 2  # of the kernels' arguments and results; also in library.cc
 LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
@@ -28,11 +28,11 @@ NEEDS = {
   "gram": "avx512",
   "highest": "avx512",
   "highest_mask": "avx512",
-  "nearest": "avx512_bf16",
+  "nearest": "bfloat16",
   "project": "avx512",
   "rademacher": "avx512",
   "row_top_k": "avx512",
-  "sae_codes": "avx512_bf16",
+  "sae_codes": "bfloat16",
   "sae_decode": "avx512",
   "sae_gradients": "avx512",
   "segment_sum": "avx512",

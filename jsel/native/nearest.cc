@@ -22,20 +22,20 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // What decides which centers are in doubt.
 struct Centers {
-  const Panels<true>& panels;
+  const Panels<1>& panels;
   const float* exact;                     // [k, d]
-  std::unique_ptr<float[], Free> half;    // [stride] |c|^2 / 2, infinite where there is no center
-  std::unique_ptr<float[], Free> length;  // [stride]
-  std::unique_ptr<float[], Free> lost;    // [stride] length of what rounding takes
+  std::unique_ptr<float[], Free> half;    // [columns] |c|^2 / 2, infinite where there is no center
+  std::unique_ptr<float[], Free> length;  // [columns]
+  std::unique_ptr<float[], Free> lost;    // [columns] length of what rounding takes
   float longest = 0, most_lost = 0;
 
-  Centers(const Panels<true>& of, const Matrix& centers, const Floats& half_norm)
+  Centers(const Panels<1>& of, const Matrix& centers, const Floats& half_norm)
       : panels(of),
         exact(centers.typed_data()),
         half(OfColumns(half_norm, of, kInfinity)),
-        length(Aligned<float>(of.stride)),
-        lost(Aligned<float>(of.stride)) {
-    for (int64_t j = 0; j < of.stride; ++j) {
+        length(Aligned<float>(of.columns)),
+        lost(Aligned<float>(of.columns)) {
+    for (int64_t j = 0; j < of.columns; ++j) {
       length[j] = std::sqrt(of.rounded[j].square);
       lost[j] = std::sqrt(of.rounded[j].lost);
       longest = std::max(longest, length[j]);
@@ -44,10 +44,20 @@ struct Centers {
   }
 };
 
+// Of what is no NaN; `count` is a multiple of 32.
+float Least(const float* scores, int64_t count) {
+  __m512 least[2] = {_mm512_set1_ps(kInfinity), _mm512_set1_ps(kInfinity)};
+  for (int64_t j = 0; j < count; j += 2 * kLanes) {
+    least[0] = _mm512_min_ps(_mm512_load_ps(scores + j), least[0]);  // of a NaN, the other
+    least[1] = _mm512_min_ps(_mm512_load_ps(scores + j + kLanes), least[1]);
+  }
+  return _mm512_reduce_min_ps(_mm512_min_ps(least[0], least[1]));
+}
+
 // Where the score is `least`, the first of equals; -1 where that is infinite.
 int32_t Lowest(const float* scores, float least, const Centers& c) {
   const __m512 at = _mm512_set1_ps(least);
-  for (int64_t j = 0; least < kInfinity && j < c.panels.stride; j += kLanes) {
+  for (int64_t j = 0; least < kInfinity && j < c.panels.columns; j += kLanes) {
     const __mmask16 found = _mm512_cmp_ps_mask(_mm512_load_ps(scores + j), at, _CMP_EQ_OQ);
     if (found) return j + __builtin_ctz(found);
   }
@@ -80,7 +90,7 @@ int32_t Decide(const float* scores, float least, const float* x, const float* sh
   // First by what no center is off by more, then by what each may be.
   const __m512 most = _mm512_set1_ps(least + 2 * off(c.longest, c.most_lost));
   int64_t count = 0;
-  for (int64_t j = 0; j < c.panels.stride; j += kLanes) {
+  for (int64_t j = 0; j < c.panels.columns; j += kLanes) {
     const __mmask16 found = _mm512_cmp_ps_mask(_mm512_load_ps(scores + j), most, _CMP_LE_OQ);
     if (!found) continue;
     count += Pack(found, _mm512_add_epi32(Lanes(), _mm512_set1_epi32(j)), near + count);
@@ -108,28 +118,23 @@ int32_t Decide(const float* scores, float least, const float* x, const float* sh
 ffi::Error Nearest(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix centers, Floats half,
                    ffi::Result<Indices> labels, bool exact) {
   const int64_t n = x.dimensions()[0], d = x.dimensions()[1];
-  const Panels<true> panels(pool, centers);
+  const Panels<1> panels(pool, centers);
   const Centers c(panels, centers, half);
   const int64_t some = panels.RowsAnItem();
   const auto start = [&] {
     return [&, scores = Aligned<float>(some * panels.stride),
-            rows = Aligned<uint32_t>(some * panels.steps),
-            near = Aligned<int32_t>(panels.stride + kLanes),
-            low = Aligned<float>(some * kLanes)](int64_t item) {
-      std::fill(low.get(), low.get() + some * kLanes, kInfinity);
+            rows = Aligned<uint32_t>(some * panels.apart),
+            near = Aligned<int32_t>(panels.columns + kLanes)](int64_t item) {
       Rounded rounded[kMostRows];
       const int64_t first = item * some, count = std::min(some, n - first);
       const auto row = [&](int64_t r) { return x.typed_data() + (first + r) * d; };
       ConvertRows(x, shift.typed_data(), first, count, panels, rows.get(), rounded);
-      Multiply(rows.get(), count, panels, scores.get(), [&](int64_t r, int64_t j, __m512 product) {
-        const __m512 score = _mm512_sub_ps(_mm512_load_ps(c.half.get() + j), product);
-        float* least = low.get() + r * kLanes;
-        _mm512_store_ps(least, _mm512_min_ps(score, _mm512_load_ps(least)));  // of a NaN, the other
-        return score;
+      Multiply(rows.get(), count, panels, scores.get(), [&](int64_t, int64_t j, __m512 product) {
+        return _mm512_sub_ps(_mm512_load_ps(c.half.get() + j), product);
       });
       for (int64_t r = 0; r < count; ++r) {
         const float* of_row = scores.get() + r * panels.stride;
-        const float least = _mm512_reduce_min_ps(_mm512_load_ps(low.get() + r * kLanes));
+        const float least = Least(of_row, panels.columns);
         labels->typed_data()[first + r] =
             exact ? Decide(of_row, least, row(r), shift.typed_data(), rounded[r], c, near.get())
                   : Lowest(of_row, least, c);

@@ -10,27 +10,36 @@
 namespace jsel {
 namespace {
 
-ffi::Error Project(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix components, Floats scale,
-                   ffi::Result<Matrix> y) {
-  const int64_t n = x.dimensions()[0], k = components.dimensions()[0];
-  const Panels<false> panels(pool, components);
+template <int kParts>
+void ProjectBy(ffi::ThreadPool& pool, const Matrix& x, const Floats& shift,
+               const Panels<kParts>& panels, const Floats& scale, Matrix& y) {
+  const int64_t n = x.dimensions()[0], k = panels.count;
   const auto factors = OfColumns(scale, panels, 0);
   const int64_t some = panels.RowsAnItem();
   const auto start = [&] {
     return [&, results = Aligned<float>(some * panels.stride),
-            rows = Aligned<uint32_t>(some * panels.steps)](int64_t item) {
+            rows = Aligned<uint32_t>(some * panels.apart)](int64_t item) {
       const int64_t first = item * some, count = std::min(some, n - first);
       ConvertRows(x, shift.typed_data(), first, count, panels, rows.get());
       Multiply(rows.get(), count, panels, results.get(), [&](int64_t, int64_t j, __m512 product) {
         return _mm512_mul_ps(product, _mm512_load_ps(factors.get() + j));
       });
       for (int64_t r = 0; r < count; ++r) {
-        std::memcpy(y->typed_data() + (first + r) * k, results.get() + r * panels.stride,
+        std::memcpy(y.typed_data() + (first + r) * k, results.get() + r * panels.stride,
                     k * sizeof(float));
       }
     };
   };
   ForEachBy(pool, (n + some - 1) / some, start);
+}
+
+ffi::Error Project(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix components, Floats scale,
+                   ffi::Result<Matrix> y) {
+  if (HasTiles()) {
+    ProjectBy(pool, x, shift, Panels<3>(pool, components), scale, *y);
+  } else {
+    ProjectBy(pool, x, shift, Panels<0>(pool, components), scale, *y);
+  }
   return ffi::Error::Success();
 }
 

@@ -56,16 +56,16 @@ inline float Dot(const float* a, const float* b, int64_t columns) {
 }
 
 // The k largest latents of each row: x times the encoder, and the bias.
-template <bool kNarrow>
+template <int kParts>
 void Encode(ffi::ThreadPool& pool, const Matrix& x, const Matrix& encoder, const Floats& bias,
             Matrix& code, Integers& index) {
   const int64_t n = x.dimensions()[0], k = code.dimensions()[1];
-  const Panels<kNarrow> panels(pool, encoder);
+  const Panels<kParts> panels(pool, encoder);
   const auto biases = OfColumns(bias, panels, 0);
   const int64_t some = panels.RowsAnItem();
   const auto start = [&] {
     return [&, latents = Aligned<float>(some * panels.stride),
-            rows = Aligned<uint32_t>(some * panels.steps),
+            rows = Aligned<uint32_t>(some * panels.apart),
             search = RowSearch(panels.count, k)](int64_t item) mutable {
       const int64_t first = item * some, count = std::min(some, n - first);
       ConvertRows(x, nullptr, first, count, panels, rows.get());
@@ -83,8 +83,8 @@ void Encode(ffi::ThreadPool& pool, const Matrix& x, const Matrix& encoder, const
 
 ffi::Error Codes(ffi::ThreadPool pool, Matrix x, Matrix encoder, Floats bias,
                  ffi::Result<Matrix> code, ffi::Result<Integers> index, bool narrow) {
-  narrow ? Encode<true>(pool, x, encoder, bias, *code, *index)
-         : Encode<false>(pool, x, encoder, bias, *code, *index);
+  const auto encode = narrow ? Encode<1> : HasTiles() ? Encode<3> : Encode<0>;
+  encode(pool, x, encoder, bias, *code, *index);
   return ffi::Error::Success();
 }
 

@@ -3,6 +3,7 @@
 #define JSEL_NATIVE_VECTORS_H_
 
 #include <immintrin.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -42,14 +43,21 @@ struct Free {
   }
 };
 
-// count items of a type, at a multiple of 64 bytes.
+// count items of a type, at a multiple of 64 bytes. Of some megabytes the pages are large ones
+// where Linux gives such: with small ones most of the time may go into finding them.
 template <typename T>
 std::unique_ptr<T[], Free> Aligned(int64_t count) {
-  const int64_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
+  constexpr int64_t kLarge = 1 << 21;
+  const int64_t asked = std::max<int64_t>(count, 1) * sizeof(T);
+  const int64_t unit = asked < kLarge ? 64 : kLarge, bytes = (asked + unit - 1) / unit * unit;
   const int64_t now = held += bytes;
   for (int64_t most = most_held; most < now && !most_held.compare_exchange_weak(most, now);) {
   }
-  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, bytes)), Free{bytes});
+  void* memory = std::aligned_alloc(unit, bytes);
+#ifdef MADV_HUGEPAGE
+  if (unit == kLarge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return std::unique_ptr<T[], Free>(static_cast<T*>(memory), Free{bytes});
 }
 
 }  // namespace jsel
