@@ -2,8 +2,10 @@
 
     python -m benchmarks.report
 
-Replaces what stands between the marks of each table, `<!-- NAME: begin -->` and likewise end, and
-nothing else. Above each table stand the command that measures it and the machine.
+The kernels' last results are benchmarks/results/kernels_*.json; those of another machine may stay
+beside them, as benchmarks/results/MACHINE/kernels_*.json. Replaces what stands between the marks of
+each table, `<!-- NAME: begin -->` and likewise end, and nothing else. Above each table stand the
+command that measures it and the machine.
 """
 
 import json
@@ -67,6 +69,13 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
   return {
     name: json.loads(path.read_text())["cases"] for name, path in paths.items() if path.exists()
   }
+
+
+def machines(folder: pathlib.Path) -> str:
+  """The kernels' tables, of the last machine first, then of those with a folder of their own."""
+  others = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+  found = [read(folder), *map(read, others)]
+  return "\n\n".join(text(cases) for cases in found if cases)
 
 
 def sections(folder: pathlib.Path) -> dict[str, str]:
@@ -169,7 +178,7 @@ def main(argv: list[str]) -> None:
   plot_memory(kernels, RESULTS / "kernels_memory.png")
   path = ROOT / "BENCHMARKS.md"
   page = path.read_text()
-  for name, part in {"kernels": text(kernels), **sections(RESULTS)}.items():
+  for name, part in {"kernels": machines(RESULTS), **sections(RESULTS)}.items():
     page = rewritten(page, name, part)
   path.write_text(page)
 

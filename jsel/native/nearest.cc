@@ -128,7 +128,8 @@ ffi::Error Nearest(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix centers,
       Rounded rounded[kMostRows];
       const int64_t first = item * some, count = std::min(some, n - first);
       const auto row = [&](int64_t r) { return x.typed_data() + (first + r) * d; };
-      ConvertRows(x, shift.typed_data(), first, count, panels, rows.get(), rounded);
+      ConvertRows(x, shift.typed_data(), first, count, panels, rows.get(),
+                  exact ? rounded : nullptr);
       Multiply(rows.get(), count, panels, scores.get(), [&](int64_t, int64_t j, __m512 product) {
         return _mm512_sub_ps(_mm512_load_ps(c.half.get() + j), product);
       });
