@@ -74,10 +74,10 @@ class Rows {
   }
 
   // From a step on: a panel, and kBlock columns.
-  const uint32_t* Panel(int64_t panel, int64_t step) const {
+  uint32_t* Panel(int64_t panel, int64_t step) const {
     return by_panel.get() + (panel * kStepsHeld + step) * How::kParts * How::kAcross;
   }
-  const uint32_t* Columns(int64_t column, int64_t step) const {
+  uint32_t* Columns(int64_t column, int64_t step) const {
     return by_column.get() + column * kApart + step * How::kParts * (How::kTiles ? kTiled : 1);
   }
 
@@ -90,11 +90,9 @@ class Rows {
   void Put(__m512* values, int part, int64_t first_step, int64_t j) {
     constexpr int64_t kStepsHere = kAtOnce / How::kRowsAStep;
     const int64_t tile = (2 * part + j % kTiled / kTile) * kTileWords;
-    uint32_t* panel = const_cast<uint32_t*>(Panel(j / How::kAcross, first_step)) +
-                      (How::kTiles ? tile : j % How::kAcross);
+    uint32_t* panel = Panel(j / How::kAcross, first_step) + (How::kTiles ? tile : j % How::kAcross);
     uint32_t* columns =
-        const_cast<uint32_t*>(Columns(How::kTiles ? j / kTiled * kTiled : j, first_step)) +
-        (How::kTiles ? tile : 0);
+        Columns(How::kTiles ? j / kTiled * kTiled : j, first_step) + (How::kTiles ? tile : 0);
     constexpr int64_t kStepApart = How::kTiles ? kTile : How::kAcross;
     constexpr int64_t kColumnApart = How::kTiles ? kTile : kApart;
     alignas(64) uint32_t steps[kStepsHere][kLanes];

@@ -119,7 +119,7 @@ struct Panels {
 
   // Rows that take turns with a panel, so that their results stay in the cache.
   int64_t RowsAnItem() const {
-    return std::clamp(kHeld / columns, block, kMostRows) / block * block;
+    return std::clamp(kHeld / columns, block, tiled ? kMostRows : kMostRows / 2) / block * block;
   }
 };
 
@@ -128,8 +128,7 @@ struct Panels {
 template <int kParts>
 void ConvertRows(const Matrix& x, const float* shift, int64_t first, int64_t count,
                  const Panels<kParts>& with, uint32_t* to, Rounded* rounded = nullptr) {
-  const Places places =
-      with.tiled ? Places{2 * with.kEach * kTileWords, 2 * kTileWords} : Places{kTile, 0};
+  const Places places = with.tiled ? Places{with.kEach * kOperand, kOperand} : Places{kTile, 0};
   for (int64_t r = 0; r < (count + with.block - 1) / with.block * with.block; ++r) {
     const float* row = x.typed_data() + (first + std::min(r, count - 1)) * with.d;
     uint32_t* place = to + r * with.apart;

@@ -61,6 +61,8 @@ class FullTiles {
 // columns. In a tile lies what is loaded together, and tiles lie in the order that they are used
 // in.
 constexpr int64_t kTileWords = kTile * kTile;
+constexpr int64_t kOperand = 2 * kTileWords;            // a part of 32 columns
+constexpr int64_t kTileRow = kTile * sizeof(uint32_t);  // bytes
 
 // A block of sums is in tiles 0 to 3: made zero, added to, and stored as [kTiled, kTiled].
 inline void ClearTiles() {
@@ -69,9 +71,6 @@ inline void ClearTiles() {
   _tile_zero(2);
   _tile_zero(3);
 }
-
-constexpr int64_t kOperand = 2 * kTileWords;
-constexpr int64_t kTileRow = kTile * sizeof(uint32_t);
 
 inline void LoadRows(const uint32_t* tiles) {
   _tile_loadd(4, tiles, kTileRow);
