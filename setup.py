@@ -15,8 +15,9 @@ kernels = Extension(
   depends=sorted(map(str, NATIVE.glob("*.h"))),
   include_dirs=[jax.ffi.include_dir()],
   language="c++",
-  # What a processor must have for a kernel is asked when jsel is imported.
-  extra_compile_args=["-std=c++17", "-O3", "-g0", *INSTRUCTIONS],
+  # What a processor must have for a kernel is asked when jsel is imported. Products are added up
+  # without a rounding between where the code says so, and nowhere else.
+  extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=off", *INSTRUCTIONS],
   optional=True,
 )
 setup(ext_modules=[kernels] if platform.machine() in ("x86_64", "AMD64") else [])

@@ -36,19 +36,22 @@ def highest_over(
   k: int,
   by_score: bool,
   axis_name: AxisName,
+  at_once: Callable[[], tuple[jax.Array, jax.Array]] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The ``k`` highest eligible keys over all devices and their global ids.
 
   Keys are ``keys_of(arrays)``, elementwise in arrays of [n]. Ids ascend, or keys descend if
-  ``by_score``; at the end, `LOWEST` and -1 where no row was left.
+  ``by_score``; at the end, `LOWEST` and -1 where no row was left. ``at_once`` finds the same with
+  ids ascending on one device by a kernel for CPUs, which there is if ``highest`` is available.
   """
   count, devices = jax.tree.leaves(arrays)[0].shape[0], axis_size(axis_name)
   of_all = lambda arrays: _of_all(keys_of, arrays, eligible, k, by_score, axis_name)
   if devices > 1 or eligible is not None:
     return of_all(arrays)
   if native.available("highest") and count <= _WRITTEN:
-    at_once = lambda arrays: _at_once(keys_of, arrays, k, by_score, axis_name)
-    return lax.platform_dependent(arrays, cpu=at_once, default=of_all)
+    at_once = at_once or (lambda: _at_once(keys_of(arrays), k))
+    on_cpu = lambda arrays: _in_order(*at_once(), by_score, axis_name)
+    return lax.platform_dependent(arrays, cpu=on_cpu, default=of_all)
   by_blocks = k < _MANY or count > 4096 * k
   if by_blocks or count < 8 * max(k, _SAMPLE):
     return of_all(arrays)
@@ -56,12 +59,28 @@ def highest_over(
   return lax.platform_dependent(arrays, cpu=on_cpu, default=of_all)
 
 
-def _at_once(
-  keys_of: Callable[[Any], jax.Array], arrays: Any, k: int, by_score: bool, axis_name: AxisName
+def at_once_of_scores(
+  scores: jax.Array,
+  usage: jax.Array | None,
+  penalty: jax.Array,
+  valid: jax.Array | None,
+  k: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """`highest_over` of one device, by the kernel for CPUs."""
+  """``at_once`` of `highest_over` for the keys of ``scores - penalty * usage``, float32."""
+  usage = jnp.zeros(0, jnp.int32) if usage is None else usage
+  valid = jnp.zeros(0, bool) if valid is None else valid
   shape = jax.ShapeDtypeStruct((k,), jnp.int32)
-  top, ids = native.call("highest", (shape, shape), keys_of(arrays))
+  return native.call("highest_scores", (shape, shape), scores, usage, penalty[None], valid)
+
+
+def _at_once(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  shape = jax.ShapeDtypeStruct((k,), jnp.int32)
+  return native.call("highest", (shape, shape), keys)
+
+
+def _in_order(
+  top: jax.Array, ids: jax.Array, by_score: bool, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
   if by_score:
     # ~x falls as x rises, without overflow; the sort is stable, and what was not found is lowest.
     _, ids, top = lax.sort((~top, ids, top), num_keys=1)

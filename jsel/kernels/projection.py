@@ -18,8 +18,6 @@ from jsel.kernels.tiles import blocks, map_tiles
 BLOCK = 2**22  # signs held at a time, 16 MB of them
 WORD = 64  # signs that one call of the cipher gives
 TILE_ROWS = 2048
-# bfloat16 numbers that a float32 is the sum of, at each precision, where a CPU multiplies them.
-PARTS: dict[Precision, int] = {"float32": 3, "bfloat16_3x": 2, "bfloat16": 1}
 
 
 @rows("x", out=True)
@@ -145,7 +143,7 @@ def _rademacher(key, x, offset, *, dim, precision, axis_name):
     arrays = x, total, words, start.astype(jnp.int32)
     if x.dtype != jnp.float32:
       return by_products(*arrays)
-    by_sums = functools.partial(_by_sums, parts=PARTS[precision])
+    by_sums = functools.partial(_by_sums, parts=products.PARTS[precision])
     return native.on_cpu("rademacher", by_sums, by_products, *arrays)
 
   total = varying(jnp.zeros((n, dim), jnp.float32), axis_name)

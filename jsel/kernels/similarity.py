@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jsel import native
 from jsel.kernels import precision as products
 from jsel.kernels.best_so_far import Best, Waiting, add_to_waiting, merge, no_waiting
 from jsel.kernels.highest import sorted_top_k
@@ -111,13 +112,51 @@ def best_matches(
 
 @functools.partial(jax.jit, static_argnames=("count", "tile", "precision", "axis_name"))
 def _best_matches(x, queries, valid, *, count, tile, precision, axis_name):
+  if valid is None:
+    valid = jnp.ones(x.shape[0], bool)
+  held = min(count, x.shape[0])
+  options = {"held": held, "tile": tile, "precision": precision}
+  by_tiles = functools.partial(_best_by_tiles, **options, axis_name=axis_name)
+  arrays = x, queries, valid
+  if x.dtype == queries.dtype == jnp.float32 and x.shape[0]:
+    at_once = functools.partial(_best_at_once, **options)
+    best, ids = native.on_cpu("best_matches", at_once, by_tiles, *arrays)
+  else:
+    best, ids = by_tiles(*arrays)
+  if axis_name is not None:
+    offset = lax.axis_index(axis_name) * x.shape[0]
+    ids = jnp.where(ids < 0, ids, offset + ids)
+    gather = lambda part: lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying")
+    # In the order of the devices, so position still breaks ties by id.
+    best, position = sorted_top_k(gather(best), count)
+    ids = jnp.take_along_axis(gather(ids), position, axis=1)
+  return Matches(from_keys(best, jnp.float32), jnp.where(best == LOWEST, -1, ids))
+
+
+def _best_at_once(
+  x: jax.Array, queries: jax.Array, valid: jax.Array, *, held: int, tile: int, precision: Precision
+) -> Best:
+  shape = jax.ShapeDtypeStruct((queries.shape[0], held), jnp.int32)
+  parts, rows = np.int64(products.PARTS[precision]), np.int64(tile)
+  arrays = x, queries, valid
+  return Best(*native.call("best_matches", (shape, shape), *arrays, parts=parts, rows=rows))
+
+
+def _best_by_tiles(
+  x: jax.Array,
+  queries: jax.Array,
+  valid: jax.Array,
+  *,
+  held: int,
+  tile: int,
+  precision: Precision,
+  axis_name: AxisName,
+) -> Best:
   n, d = x.shape
   q = queries.shape[0]
   cut = blocks(n, max(min(TILE // max(d, q), tile), 1), axis_name)
   steps = -(-cut.count // max(tile // cut.size, 1))
   per_step = -(-cut.count // steps)
-  offset = 0 if axis_name is None else lax.axis_index(axis_name) * n
-  held = min(count, n)
 
   def block_keys(index: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys ``[q, size]`` of a block's products, and the rows' ids; rows seen before are out."""
@@ -126,9 +165,8 @@ def _best_matches(x, queries, valid, *, count, tile, precision, axis_name):
     block = lax.dynamic_slice_in_dim(x, start, cut.size)
     product = products.matmul(queries, block, precision=precision, transpose_b=True)
     eligible = (row >= first) & (index < cut.count)
-    if valid is not None:
-      eligible &= lax.dynamic_slice_in_dim(valid, start, cut.size)
-    return to_keys(product, jnp.broadcast_to(eligible[None], product.shape)), offset + row
+    eligible &= lax.dynamic_slice_in_dim(valid, start, cut.size)
+    return to_keys(product, jnp.broadcast_to(eligible[None], product.shape)), row
 
   def tile_keys(index: jax.Array) -> tuple[jax.Array, jax.Array]:
     block_ids = index * per_step + jnp.arange(per_step, dtype=jnp.int32)
@@ -154,13 +192,7 @@ def _best_matches(x, queries, valid, *, count, tile, precision, axis_name):
   best = Best(jnp.full((q, held), LOWEST), jnp.full((q, held), -1, jnp.int32))
   if axis_name is not None:
     best = lax.pcast(best, axis_name, to="varying")
-  best, ids = lax.platform_dependent(best, cpu=merge_seldom, default=merge_each)
-  if axis_name is not None:
-    gather = lambda part: lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying")
-    # In the order of the devices, so position still breaks ties by id.
-    best, position = sorted_top_k(gather(best), count)
-    ids = jnp.take_along_axis(gather(ids), position, axis=1)
-  return Matches(from_keys(best, jnp.float32), jnp.where(best == LOWEST, -1, ids))
+  return lax.platform_dependent(best, cpu=merge_seldom, default=merge_each)
 
 
 def round_robin(matches: Matches, k: int, *, duplicates: Duplicates = "next_best") -> Picks:

@@ -24,14 +24,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-VERSION = 2  # of the kernels' arguments and results; also in library.cc
+VERSION = 3  # of the kernels' arguments and results; also in library.cc
 LANES = 16  # floats of a vector
 # What each of them needs of the processor.
 NEEDS = {
+  "best_matches": "avx512",
   "closer": "avx512",
   "gram": "avx512",
   "highest": "avx512",
   "highest_mask": "avx512",
+  "highest_scores": "avx512",
   "nearest": "bfloat16",
   "project": "avx512",
   "rademacher": "avx512",

@@ -3,19 +3,14 @@
 #include "vectors.h"
 
 // Raised with every change of a kernel's arguments or results; also in __init__.py.
-extern "C" int jsel_native_version() { return 2; }
+extern "C" int jsel_native_version() { return 3; }
 
 extern "C" int jsel_has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-// Products of bfloat16 that are faster than those of float32: where there are no tiles, AMD's
-// vectors multiply twice as many of them as of floats, Intel's half as many.
-extern "C" int jsel_has_bfloat16() {
-  return jsel_has_avx512() && __builtin_cpu_supports("avx512bf16") &&
-         (jsel::HasTiles() || __builtin_cpu_is("amd"));
-}
+extern "C" int jsel_has_bfloat16() { return jsel_has_avx512() && jsel::HasBfloat16(); }
 
 // The most bytes that kernels have held since the last call.
 extern "C" int64_t jsel_most_held() {

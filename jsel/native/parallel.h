@@ -43,10 +43,12 @@ void ForEachBy(xla::ffi::ThreadPool& pool, int64_t items, const Start& start) {
   }
 }
 
-// The same, where no thread holds anything.
+// The same, where no thread holds anything; by the caller alone where the work is not worth waking
+// a thread, which may take longer than a pass over a megabyte.
 template <typename Work>
-void ForEach(xla::ffi::ThreadPool& pool, int64_t items, const Work& work) {
-  ForEachBy(pool, items, [&] { return [&](int64_t item) { work(item); }; });
+void ForEach(xla::ffi::ThreadPool& pool, int64_t items, const Work& work, bool worth = true) {
+  if (worth) return ForEachBy(pool, items, [&] { return [&](int64_t item) { work(item); }; });
+  for (int64_t item = 0; item < items; ++item) work(item);
 }
 
 }  // namespace jsel

@@ -24,10 +24,14 @@ from jsel.kernels import (
   sae_gradients,
   sae_step,
   segments,
+  similarity,
   srht,
   topk,
   whitening,
 )
+from jsel.kernels import precision as products
+from jsel.kernels.keys import to_keys
+from jsel.kernels.reduce import rounded
 
 KEY = jax.random.key(3)
 
@@ -80,7 +84,7 @@ def test_srht(rng, n, d, dim):
 @pytest.mark.parametrize(
   ("n", "d", "dim"), [(1, 1, 1), (7, 5, 3), (97, 401, 65), (200, 1000, 130), (0, 9, 4)]
 )
-@pytest.mark.parametrize("precision", projection.PARTS)
+@pytest.mark.parametrize("precision", products.PARTS)
 def test_rademacher(rng, n, d, dim, precision):
   needs("rademacher")
   x = jnp.asarray(rng.standard_normal((n, d + 3)), jnp.float32)
@@ -88,7 +92,7 @@ def test_rademacher(rng, n, d, dim, precision):
   words = projection._words(KEY, jnp.arange(d, dtype=jnp.uint32), dim)
   arrays = x, total, words, jnp.int32(2)
   want = projection._by_products(*arrays, precision="float32", axis_name=None)
-  got = projection._by_sums(*arrays, parts=projection.PARTS[precision])
+  got = projection._by_sums(*arrays, parts=products.PARTS[precision])
   # d additions of float32, in another order; and what a processor with tiles leaves out of each.
   rounding = {"float32": 1e-6, "bfloat16_3x": 2**-16, "bfloat16": 2**-8}[precision]
   np.testing.assert_allclose(got, want, rtol=0, atol=rounding * np.sqrt(d) * 6)
@@ -170,7 +174,7 @@ def test_highest(rng, n, spread, share):
   keys = rng.integers(-spread, spread, n).astype(np.int32)
   keys[rng.random(n) < 0.2] = np.iinfo(np.int32).min
   k = max(1, round(share * n))
-  top, ids = highest._at_once(lambda keys: keys, jnp.asarray(keys), k, False, None)
+  top, ids = highest._at_once(jnp.asarray(keys), k)
   order = np.lexsort((np.arange(n), -keys.astype(np.int64)))[:k]
   order = np.sort(order[keys[order] != np.iinfo(np.int32).min])
   np.testing.assert_array_equal(ids[: len(order)], order)
@@ -188,10 +192,72 @@ def test_highest_where_the_sample_misleads():
   n = 2**17
   for keys in (np.arange(n) % 8 > 3, np.arange(n) % 8 == 0, np.zeros(n)):
     keys = (1000 * keys + np.arange(n) % 3).astype(np.int32)
-    top, ids = highest._at_once(lambda keys: keys, jnp.asarray(keys), 3000, False, None)
+    top, ids = highest._at_once(jnp.asarray(keys), 3000)
     order = np.sort(np.lexsort((np.arange(n), -keys))[:3000])
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(top, keys[order])
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("some_valid", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (50, 9), (3000, 3000), (300_000, 200)])
+def test_highest_of_scores(rng, n, k, used, some_valid):
+  """Bit by bit the keys that XLA works out: with NaN, both zeros, infinities and subnormals."""
+  needs("highest_scores")
+  odd = [np.nan, -np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-40, -1e-40]
+  scores = np.where(rng.random(n) < 0.3, rng.choice(odd, n), rng.standard_normal(n))
+  scores = jnp.asarray(scores, jnp.float32)
+  usage = jnp.asarray(rng.integers(0, 9, n), jnp.int32) if used else jnp.zeros(n, jnp.int32)
+  valid = jnp.asarray(rng.random(n) < 0.7) if some_valid else None
+  penalty = jnp.float32(0.1)
+  got = highest.at_once_of_scores(scores, usage if used else None, penalty, valid, k)
+  less = lambda scores: scores - rounded(penalty * usage.astype(jnp.float32)) if used else scores
+  want = highest._at_once(jax.jit(lambda scores: to_keys(less(scores), valid))(scores), k)
+  jax.tree.map(np.testing.assert_array_equal, tuple(got), tuple(want))
+
+
+@pytest.mark.parametrize("precision", products.PARTS)
+@pytest.mark.parametrize(
+  ("n", "d", "q", "count", "tile"),
+  [(1, 1, 1, 1, 1), (700, 33, 40, 9, 100), (5000, 96, 3, 1000, 5000), (2000, 7, 700, 2000, 64)],
+)
+def test_best_matches(rng, n, d, q, count, tile, precision):
+  """Of whole numbers, whose products are exact, with many ties, as XLA's."""
+  needs("best_matches")
+  x = jnp.asarray(rng.integers(-3, 4, (n, d)), jnp.float32).at[n // 2, 0].set(jnp.nan)
+  queries = jnp.asarray(rng.integers(-3, 4, (q, d)), jnp.float32)
+  arrays = x, queries, jnp.asarray(rng.random(n) < 0.8)
+  options = {"held": count, "tile": tile, "precision": precision}
+  got = similarity._best_at_once(*arrays, **options)
+  want = jax.jit(functools.partial(similarity._best_by_tiles, **options, axis_name=None))(*arrays)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("where", ["rows", "queries"])
+def test_best_matches_with_infinities(rng, where):
+  needs("best_matches")
+  x = jnp.asarray(rng.integers(1, 4, (300, 40)), jnp.float32)
+  queries = jnp.asarray(rng.integers(1, 4, (20, 40)), jnp.float32)
+  if where == "rows":
+    x = x.at[7, 3].set(jnp.inf).at[9, 0].set(-jnp.inf).at[11, 0].set(3.4e38)
+  else:
+    queries = queries.at[2, 3].set(-jnp.inf)
+  options = {"held": 300, "tile": 100, "precision": "float32"}
+  arrays = x, queries, jnp.ones(300, bool)
+  got = similarity._best_at_once(*arrays, **options)
+  want = jax.jit(functools.partial(similarity._best_by_tiles, **options, axis_name=None))(*arrays)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_best_matches_of_rows_that_get_ever_better(rng):
+  """Every row is among the best of all queries when it comes."""
+  needs("best_matches")
+  n, count = 40_000, 50
+  x = jnp.arange(n, dtype=jnp.float32)[:, None]
+  queries = jnp.asarray(rng.integers(1, 4, (20, 1)), jnp.float32)
+  got = similarity.best_matches(x, queries, count)
+  np.testing.assert_array_equal(got.indices, np.tile(np.arange(n)[: -count - 1 : -1], (20, 1)))
+  np.testing.assert_array_equal(got.values, np.asarray(queries) * np.asarray(got.indices))
 
 
 @pytest.mark.parametrize(
