@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.kernels.cases import Case, Work, peer, run, temporaries
 from benchmarks.turns import Contender
 from jsel.kernels import whitening
+from jsel.kernels.precision import Precision
 
 
 @functools.cache
@@ -39,13 +40,14 @@ def exact(n: int, d: int, rank: int, count: int) -> np.ndarray:
   return y @ y.T
 
 
-def fit_and_apply(n: int, d: int, rank: int) -> Work:
+def fit_and_apply(n: int, d: int, rank: int, precision: Precision) -> Work:
   x = rows(n, d)
   on_device = jax.device_put(x)
 
   @jax.jit
   def ours(x):
-    return whitening.apply(whitening.fit(x, rank=rank), x)
+    fitted = whitening.fit(x, rank=rank, precision=precision)
+    return whitening.apply(fitted, x, precision=precision)
 
   def of_torch():
     import torch
@@ -74,24 +76,26 @@ def fit_and_apply(n: int, d: int, rank: int) -> Work:
     kernel = exact(n, d, rank, count)
     return np.linalg.norm(y @ y.T - kernel) / np.linalg.norm(kernel)
 
+  # Half of the covariance, and the components of all rows.
+  operations = 1.0 * n * d * d + 2.0 * n * d * rank
   return Work(
-    Contender("jsel", lambda: ours(on_device), "method=eigh"),
+    Contender("jsel", lambda: ours(on_device), f"method=eigh, precision={precision}"),
     [*peer("torch", of_torch), *peer("sklearn", of_sklearn)],
     error,
     temporaries(ours, on_device),
-    # Half of the covariance, and the components of all rows.
-    {"float32": 1.0 * n * d * d + 2.0 * n * d * rank},
+    {"float32": operations} if precision == "float32" else {"bfloat16": 3 * operations},
   )
 
 
 CASES = {
-  "whitening 50k x 1024 to 256": Case(
+  f"whitening 50k x 1024 to 256, {precision}": Case(
     fit_and_apply,
-    {"n": 50_000, "d": 1024, "rank": 256},
-    {"n": 600, "d": 20, "rank": 5},
+    {"n": 50_000, "d": 1024, "rank": 256, "precision": precision},
+    {"n": 600, "d": 20, "rank": 5, "precision": precision},
     2e-3,
     1.5,
   )
+  for precision in ("float32", "bfloat16_3x")
 }
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsel import native
+from jsel.kernels import precision as products
 from jsel.kernels.gather import gather
+from jsel.kernels.precision import Precision
 from jsel.kernels.reduce import (
   LEAVES,
   TwoLimb,
@@ -57,13 +60,14 @@ def update(
   x: jax.Array,
   *,
   valid: jax.Array | None = None,
+  precision: Precision = "float32",
   axis_name: AxisName = None,
 ) -> Moments:
   """Adds rows to ``moments``.
 
-  Rows are taken relative to the first valid one before they are averaged, and
-  to their mean before they are squared: a mean of 1e4 does not cancel, and a
-  constant column has a second moment of exactly 0.
+  Rows are taken relative to a valid one before they are averaged, and to a mean
+  before they are squared: a mean of 1e4 does not cancel, and a constant column
+  has a second moment of exactly 0.
 
   Sharding: rows may be split over ``axis_name``; costs four sums of ``[d]`` or
   less, and one of the scatter. Bitwise the same on any device count, for n a
@@ -74,6 +78,8 @@ def update(
     moments: what `init`, `update` or `merge` returned, the same on every device.
     x: ``[n, d]`` rows of any real dtype.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
+    precision: of the products of columns, where there is a covariance: with
+      ``"bfloat16_3x"`` half of them, good to 2**-16 of a term.
     axis_name: mesh axis (or axes) that the rows are split over, inside
       ``jax.shard_map`` or ``jax.pmap``; None on one device.
 
@@ -82,7 +88,8 @@ def update(
     mean nor scatter of its column finite.
 
   Raises:
-    ValueError: if ``x`` is not ``[n, d]``, or ``valid`` has another length.
+    ValueError: if ``x`` is not ``[n, d]``, ``valid`` has another length, or
+      ``precision`` is unknown.
 
   Example:
     >>> mean, variance = finish(update(init(1), jnp.array([[1.0], [3.0]])))
@@ -96,11 +103,12 @@ def update(
   if x.ndim != 2 or x.shape[1] != moments.mean.shape[0]:
     raise ValueError(f"x must be [n, {moments.mean.shape[0]}] as the moments, got {x.shape}")
   check_valid(valid, x.shape[0])
+  products.check(precision)
   if not x.shape[0]:
     return moments
   if valid is None:
     valid = jnp.ones(x.shape[0], bool)
-  return merge(moments, _of_rows(x, valid, moments.scatter.ndim == 2, axis_name))
+  return merge(moments, _of_rows(x, valid, moments.scatter.ndim == 2, precision, axis_name))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -149,12 +157,46 @@ def finish(moments: Moments, *, ddof: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 # One program: eagerly, every call would compile the loops of the trees again.
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisName) -> Moments:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _of_rows(
+  x: jax.Array, valid: jax.Array, covariance: bool, precision: Precision, axis_name: AxisName
+) -> Moments:
   count = jnp.sum(valid, dtype=jnp.int32)
+  count = count if axis_name is None else jax.lax.psum(count, axis_name)
+  function = functools.partial(_upper_products, precision=precision) if covariance else _squares
+  by_sums = functools.partial(_by_sums, function=function, axis_name=axis_name)
+  # Rows that may be split are added in the tree that they would be added in if they were.
+  in_tree = axis_name is not None or x.shape[0] % LEAVES == 0
+  if not covariance or in_tree or x.dtype != jnp.float32:
+    mean, scatter = by_sums(x, valid, count)
+  else:
+    at_once = functools.partial(_at_once, precision=precision)
+    mean, scatter = native.on_cpu("gram", at_once, by_sums, x, valid, count)
+  return Moments(two_limb(count), mean, scatter)
+
+
+def _at_once(
+  x: jax.Array, valid: jax.Array, count: jax.Array, *, precision: Precision
+) -> tuple[jax.Array, jax.Array]:
+  del count
+  shape = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  shapes = shape(x.shape[1]), shape(x.shape[1], x.shape[1])
+  parts = np.int64(products.PARTS[precision])
+  mean, scatter = native.call("gram", shapes, x, valid, parts=parts)
+  return mean, scatter
+
+
+def _by_sums(
+  x: jax.Array,
+  valid: jax.Array,
+  count: jax.Array,
+  *,
+  function: Callable[[jax.Array], Any],
+  axis_name: AxisName,
+) -> tuple[jax.Array, jax.Array]:
+  """The mean, and the sum of ``function`` of rows that are taken to it."""
   first = jnp.min(jnp.where(valid, row_ids(x.shape[0], axis_name), jnp.iinfo(jnp.int32).max))
-  if axis_name is not None:
-    count, first = jax.lax.psum(count, axis_name), jax.lax.pmin(first, axis_name)
+  first = first if axis_name is None else jax.lax.pmin(first, axis_name)
   pivot = gather(x, first[None], axis_name=axis_name).astype(jnp.float32)  # [1, d]
 
   def sum_over_rows(
@@ -171,32 +213,16 @@ def _of_rows(x: jax.Array, valid: jax.Array, covariance: bool, axis_name: AxisNa
       return _sum_of_blocks(of_leaf, x, valid)
     return fixed_tree_map_sum(of_leaf, (x, valid), axis_name=axis_name)
 
-  def squares(x: jax.Array) -> jax.Array:
-    # Unfused, as the compiler might contract product and sum on some shapes only.
-    return jax.lax.optimization_barrier(x * x).sum(0)
-
   # Where no row is invalid, the count is a constant, and might be divided by in another way.
   size = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
   shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), x, valid, pivot) / size
-  arrays = x, valid, pivot, shift
-  if not covariance:
-    return Moments(two_limb(count), (pivot + shift)[0], sum_over_rows(squares, *arrays))
-  # Rows that may be split are added in the tree that they would be added in if they were.
-  in_tree = axis_name is not None or x.shape[0] % LEAVES == 0
-  of_all = lambda *arrays: _whole(sum_over_rows(_upper_products, *arrays))
-  if in_tree or x.dtype != jnp.float32:
-    scatter = of_all(*arrays)
-  else:
-    scatter = native.on_cpu("gram", _products_at_once, of_all, *arrays)
-  return Moments(two_limb(count), (pivot + shift)[0], scatter)
+  scatter = sum_over_rows(function, x, valid, pivot, shift)
+  return (pivot + shift)[0], _whole(scatter) if isinstance(scatter, list) else scatter
 
 
-def _products_at_once(
-  x: jax.Array, valid: jax.Array, pivot: jax.Array, shift: jax.Array
-) -> jax.Array:
-  """``x.T @ x`` of the rows that are valid, less ``pivot[1, d]`` and ``shift[1, d]``."""
-  shape = jax.ShapeDtypeStruct((x.shape[1], x.shape[1]), jnp.float32)
-  return native.call("gram", shape, x, valid, pivot[0], shift[0])
+def _squares(x: jax.Array) -> jax.Array:
+  # Unfused, as the compiler might contract product and sum on some shapes only.
+  return jax.lax.optimization_barrier(x * x).sum(0)
 
 
 def _sum_of_blocks(function: Callable[..., Any], x: jax.Array, valid: jax.Array) -> Any:
@@ -216,9 +242,9 @@ def _sum_of_blocks(function: Callable[..., Any], x: jax.Array, valid: jax.Array)
   return jax.lax.fori_loop(0, cut.count, add, zeros)
 
 
-def _upper_products(x: jax.Array) -> list[jax.Array]:
+def _upper_products(x: jax.Array, *, precision: Precision) -> list[jax.Array]:
   """Strips ``[width, d - start]`` of ``x.T @ x``, none left of its diagonal block."""
-  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  product = functools.partial(products.matmul, precision=precision)
   starts = range(0, x.shape[1], STRIP)
   return [product(x[:, start : start + STRIP].T, x[:, start:]) for start in starts]
 

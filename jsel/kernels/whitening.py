@@ -5,9 +5,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsel import native
 from jsel.kernels import moments
+from jsel.kernels import precision as products
+from jsel.kernels.precision import Precision
 from jsel.kernels.rows import AxisName, axis_size, check_valid, rows
 from jsel.kernels.tiles import map_tiles
 
@@ -32,6 +35,7 @@ def fit(
   shrinkage: float = 0.0,
   method: Method = "eigh",
   steps: int = 8,
+  precision: Precision = "float32",
   valid: jax.Array | None = None,
   axis_name: AxisName = None,
 ) -> Whitening:
@@ -61,6 +65,7 @@ def fit(
       square only: for large d, and where compiling a large eigh is slow (TPU).
       It is exact if the spectrum decays fast after ``rank``.
     steps: of ``"subspace"``.
+    precision: of the covariance's products, as `moments.update` has it.
     valid: ``[n]`` bool, False for padded rows; all rows count if None.
     axis_name: mesh axis (or axes) that the rows are split over, inside
       ``jax.shard_map`` or ``jax.pmap``; None on one device.
@@ -72,7 +77,8 @@ def fit(
   Raises:
     ValueError: if ``rank`` is below 1 or above d or n - 1 (of valid rows, where
       ``valid`` is not traced; else the surplus gets scale 0), ``eps``,
-      ``shrinkage`` or ``steps`` is negative, or ``method`` is unknown.
+      ``shrinkage`` or ``steps`` is negative, or ``method`` or ``precision`` is
+      unknown.
 
   Example:
     >>> x = jnp.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -92,7 +98,8 @@ def fit(
   if rank >= known:
     raise ValueError(f"{known} rows span at most {known - 1} components, got rank={rank}: lower it")
   start = moments.init(x.shape[1], covariance=True)
-  seen = moments.update(start, x, valid=valid, axis_name=axis_name)
+  options = {"valid": valid, "precision": precision, "axis_name": axis_name}
+  seen = moments.update(start, x, **options)
   return from_moments(seen, rank=rank, eps=eps, shrinkage=shrinkage, method=method, steps=steps)
 
 
@@ -148,6 +155,7 @@ def apply(
   x: jax.Array,
   *,
   valid: jax.Array | None = None,
+  precision: Precision = "float32",
   axis_name: AxisName = None,
 ) -> jax.Array:
   """Whitens rows: ``((x - mean) @ components.T) * scale``.
@@ -160,6 +168,7 @@ def apply(
     whitening: what `fit` returned, the same on every device.
     x: ``[n, d]`` rows of any real dtype, of the pool that was fitted or not.
     valid: ``[n]`` bool, False for padded rows, which become 0.
+    precision: of the products, as `jsel.kernels.precision.matmul` has it.
     axis_name: mesh axis (or axes) that the rows are split over, inside
       ``jax.shard_map`` or ``jax.pmap``; None on one device.
 
@@ -167,7 +176,8 @@ def apply(
     ``[n, rank]`` float32. A NaN makes its own row NaN.
 
   Raises:
-    ValueError: if ``x`` is not ``[n, d]``, or ``valid`` has another length.
+    ValueError: if ``x`` is not ``[n, d]``, ``valid`` has another length, or
+      ``precision`` is unknown.
 
   Example:
     >>> x = jnp.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -178,29 +188,42 @@ def apply(
   if x.ndim != 2 or x.shape[1] != d:
     raise ValueError(f"x must be [n, {d}] as the rows of the fit, got {x.shape}")
   check_valid(valid, x.shape[0])
-  return _apply(whitening, x, valid, axis_name=axis_name)
+  products.check(precision)
+  return _apply(whitening, x, valid, precision=precision, axis_name=axis_name)
 
 
 # One program: eagerly, every call would compile the loop over tiles again.
-@functools.partial(jax.jit, static_argnames="axis_name")
+@functools.partial(jax.jit, static_argnames=("precision", "axis_name"))
 def _apply(
-  whitening: Whitening, x: jax.Array, valid: jax.Array | None, *, axis_name: AxisName
+  whitening: Whitening,
+  x: jax.Array,
+  valid: jax.Array | None,
+  *,
+  precision: Precision,
+  axis_name: AxisName,
 ) -> jax.Array:
   mean, components, scale = jax.tree.map(lambda array: array.astype(jnp.float32), whitening)
-  by_tiles = functools.partial(_project_by_tiles, axis_name=axis_name)
+  by_tiles = functools.partial(_project_by_tiles, precision=precision, axis_name=axis_name)
+  at_once = functools.partial(_project_at_once, precision=precision)
   arrays = x, mean, components, scale
   if x.dtype == jnp.float32:
-    y = native.on_cpu("project", _project_at_once, by_tiles, *arrays)
+    y = native.on_cpu("project", at_once, by_tiles, *arrays)
   else:
     y = by_tiles(*arrays)
   return y if valid is None else jnp.where(valid[:, None], y, 0)
 
 
 def _project_at_once(
-  x: jax.Array, mean: jax.Array, components: jax.Array, scale: jax.Array
+  x: jax.Array,
+  mean: jax.Array,
+  components: jax.Array,
+  scale: jax.Array,
+  *,
+  precision: Precision,
 ) -> jax.Array:
   shape = jax.ShapeDtypeStruct((x.shape[0], components.shape[0]), jnp.float32)
-  return native.call("project", shape, x, mean, components, scale)
+  parts = np.int64(products.PARTS[precision])
+  return native.call("project", shape, x, mean, components, scale, parts=parts)
 
 
 def _project_by_tiles(
@@ -209,13 +232,15 @@ def _project_by_tiles(
   components: jax.Array,
   scale: jax.Array,
   *,
+  precision: Precision,
   axis_name: AxisName,
 ) -> jax.Array:
-  def whiten(row: jax.Array) -> jax.Array:
-    centred = row.astype(jnp.float32) - mean
-    return jnp.matmul(components, centred, precision=jax.lax.Precision.HIGHEST) * scale
+  def whiten(rows: jax.Array) -> jax.Array:
+    centred = rows.astype(jnp.float32) - mean[None]
+    y = products.matmul(centred, components, precision=precision, transpose_b=True)
+    return y * scale[None]
 
-  return map_tiles(jax.vmap(whiten), x, width=x.shape[1], axis_name=axis_name)
+  return map_tiles(whiten, x, width=x.shape[1], axis_name=axis_name)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "steps"))

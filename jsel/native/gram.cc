@@ -1,9 +1,15 @@
-// The products of the columns of a matrix, less their middle, with one another: half of them,
+// The mean of rows, and the products of their columns, less it, with one another: half of them,
 // twice.
+//
+// Some rows at a time are taken to the mean of their own, so that nothing cancels and none is read
+// twice; what means differ by is added as rows of their own, each as heavy as those that it is of
+// (Chan, Golub, LeVeque, 1979).
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "keys.h"
 #include "parallel.h"
@@ -13,24 +19,66 @@
 namespace jsel {
 namespace {
 
-constexpr int64_t kSome = 1024;  // rows at a time, of which two copies are to stay in the cache
+constexpr int64_t kSome = 512;   // rows at a time, of which two copies are to stay in the cache
 constexpr int64_t kAhead = 128;  // floats of a row
-constexpr int64_t kAtOnce = 32;  // of these, taken at a time: a vector of pairs
+constexpr int64_t kAtOnce = 32;  // of these, with a mean of their own: a vector of pairs
 
-// How rows are held, and multiplied: as floats by vectors, or as three bfloat16 by tiles.
+// How rows are held, and multiplied: as floats by vectors, or as bfloat16 by tiles.
 struct ByVectors {
   static constexpr bool kTiles = false;
   static constexpr int64_t kParts = 1, kRowsAStep = 1, kAcross = kColumns, kBlock = kRows;
-  static constexpr int64_t kStepsAtOnce = kSteps, kTogether = 1;
+  static constexpr int64_t kStepsAtOnce = kSteps, kTogether = 1, kDown = 1 << 20;
 };
+template <int parts>
 struct ByTiles {
   static constexpr bool kTiles = true;
-  static constexpr int64_t kParts = 3, kRowsAStep = 2, kAcross = kTiled, kBlock = kTiled;
-  static constexpr int64_t kStepsAtOnce = 128;
-  static constexpr int64_t kTogether = 4;  // panels, 800 kB: they stay in the second-level cache
+  static constexpr int64_t kParts = parts, kRowsAStep = 2, kAcross = kTiled, kBlock = kTiled;
+  static constexpr int64_t kStepsAtOnce = kSome / kRowsAStep;
+  static constexpr int64_t kTogether = 8;  // panels, 800 kB: they stay in the second-level cache
+  static constexpr int64_t kDown = 4 * kBlock;  // columns that a thread multiplies them with
 };
 
-// Some rows less their middle, zeros where they do not count, in panels of columns and by columns.
+// Rows, and how much each counts.
+struct Weighed {
+  const float* rows;  // [count, d]
+  int64_t count;
+  const bool* valid;     // 1 or 0,
+  const float* weights;  // or, where there is none, any weight
+  const float* origin;   // a row that means are taken relative to: far from 0 they would be rounded
+
+  float operator()(int64_t row) const {
+    if (row >= count) return 0;
+    return valid ? valid[row] : weights[row];
+  }
+};
+
+// Rows that are kept, with their weights.
+struct Kept {
+  explicit Kept(int64_t d) : d_(d) {}
+
+  // Room for some more, which count as kept.
+  int64_t More(int64_t more) {
+    if (count + more > room_) {
+      room_ = std::max(2 * room_, count + more);
+      auto larger = Aligned<float>(room_ * d_), heavier = Aligned<float>(room_);
+      std::copy_n(rows.get(), count * d_, larger.get());
+      std::copy_n(weights.get(), count, heavier.get());
+      rows = std::move(larger);
+      weights = std::move(heavier);
+    }
+    count += more;
+    return count - more;
+  }
+  Weighed All() const { return {rows.get(), count, nullptr, weights.get(), nullptr}; }
+
+  std::unique_ptr<float[], Free> rows, weights;
+  int64_t count = 0;
+
+ private:
+  int64_t d_, room_ = 0;
+};
+
+// Some rows less their mean, zeros where they do not count, in panels of columns and by columns.
 template <typename How>
 class Rows {
  public:
@@ -49,23 +97,44 @@ class Rows {
     std::memset(by_column.get(), 0, (width + How::kBlock) * kApart * sizeof(uint32_t));
   }
 
-  // kAtOnce of the rows from `first` on.
-  void Take(const Matrix& x, const Mask& valid, const float* pivot, const float* shift,
-            int64_t first, int64_t item) {
-    const int64_t n = x.dimensions()[0];
+  // kAtOnce of the rows from `first` on. They are taken to `around` where it is given, or else to
+  // their mean, which with its weight goes to row `to` of `means`.
+  void Take(const Weighed& x, int64_t first, int64_t item, const float* around, Kept* means,
+            int64_t to) {
+    float weight[kAtOnce], total = 0;
+    const float* own = nullptr;  // the first that counts
+    const auto row = [&](int64_t i) { return x.rows + (first + item * kAtOnce + i) * d_; };
+    for (int64_t i = 0; i < kAtOnce; ++i) {
+      weight[i] = x(first + item * kAtOnce + i);
+      total += weight[i];
+      if (!own && weight[i] > 0) own = row(i);
+    }
+    if (means) means->weights[to] = total;
+    const __m512 share = _mm512_set1_ps(total > 0 ? 1 / total : 0);
     for (int64_t j = 0; j < width; j += kLanes) {
-      const __mmask16 there = First(d_ - j);
-      const __m512 a = _mm512_maskz_loadu_ps(there, pivot + j);
-      const __m512 b = _mm512_maskz_loadu_ps(there, shift + j);
-      __m512 values[kAtOnce];
+      const __mmask16 there = own ? First(d_ - j) : 0;
+      const __m512 pivot = _mm512_maskz_loadu_ps(there, (around ? around : own) + j);
+      __m512 values[kAtOnce], sum = _mm512_setzero_ps();
       for (int64_t i = 0; i < kAtOnce; ++i) {
-        const int64_t row = first + item * kAtOnce + i;
         values[i] = _mm512_setzero_ps();
-        if (row < n && valid.typed_data()[row]) {
-          _mm_prefetch(x.typed_data() + row * d_ + j + kAhead, _MM_HINT_T0);
-          const __m512 value = _mm512_maskz_loadu_ps(there, x.typed_data() + row * d_ + j);
-          values[i] = _mm512_sub_ps(_mm512_sub_ps(value, a), b);
+        if (weight[i] > 0) {
+          _mm_prefetch(row(i) + j + kAhead, _MM_HINT_T0);
+          values[i] = _mm512_sub_ps(_mm512_maskz_loadu_ps(there, row(i) + j), pivot);
+          sum = _mm512_fmadd_ps(values[i], _mm512_set1_ps(weight[i]), sum);
         }
+      }
+      const __m512 shift = around ? _mm512_setzero_ps() : _mm512_mul_ps(sum, share);
+      for (int64_t i = 0; i < kAtOnce; ++i) {
+        if (weight[i] > 0) {
+          const __m512 root = _mm512_set1_ps(std::sqrt(weight[i]));
+          values[i] = _mm512_mul_ps(_mm512_sub_ps(values[i], shift), root);
+        }
+      }
+      if (means) {
+        __m512 from = pivot;
+        if (x.origin) from = _mm512_sub_ps(from, _mm512_maskz_loadu_ps(there, x.origin + j));
+        _mm512_mask_storeu_ps(means->rows.get() + to * d_ + j, First(d_ - j),
+                              _mm512_add_ps(from, shift));
       }
       for (int part = 0; part < How::kParts; ++part) {
         Put(values, part, item * kAtOnce / How::kRowsAStep, j);
@@ -119,80 +188,152 @@ class Rows {
 };
 
 // Adds the products of kBlock columns from i on with a panel, of some steps.
-void AddBlock(const Rows<ByVectors>& rows, int64_t i, int64_t panel, int64_t s, float* to) {
+void AddBlock(const Rows<ByVectors>& rows, int64_t i, int64_t panel, int64_t s, int64_t steps,
+              float* to) {
   // Few are added in registers before they are added to many: both roundings stay small.
-  Multiply<false, true, true>(rows.Columns(i, s), rows.kApart, rows.Panel(panel, s),
-                              ByVectors::kStepsAtOnce, to, rows.stride,
-                              [&](int64_t r, int64_t v, __m512 sum) {
+  Multiply<false, true, true>(rows.Columns(i, s), rows.kApart, rows.Panel(panel, s), steps, to,
+                              rows.stride, [&](int64_t r, int64_t v, __m512 sum) {
                                 const float* before = to + r * rows.stride + v * kLanes;
                                 return _mm512_add_ps(sum, _mm512_load_ps(before));
                               });
 }
 
-void AddBlock(const Rows<ByTiles>& rows, int64_t i, int64_t panel, int64_t s, float* to) {
+template <int parts>
+void AddBlock(const Rows<ByTiles<parts>>& rows, int64_t i, int64_t panel, int64_t s, int64_t steps,
+              float* to) {
   ClearTiles();
-  AddTiles<ByTiles::kParts>(rows.Columns(i, s), rows.Panel(panel, s),
-                            ByTiles::kStepsAtOnce / kTile);
+  AddTiles<parts>(rows.Columns(i, s), rows.Panel(panel, s), steps / kTile);
   AddStored(to, rows.stride);
 }
 
-// Adds the products of the columns of some panels with those up to their last.
+// Products that a thread adds: of the columns of some panels with those of some blocks.
+struct Part {
+  int64_t panel, last_panel, block, last_block;
+};
+
 template <typename How>
-void AddPanels(const Rows<How>& rows, int64_t first, float* sums) {
-  const int64_t last = std::min(first + How::kTogether, rows.panels);
-  for (int64_t s = 0; s < rows.kStepsHeld; s += How::kStepsAtOnce) {
-    for (int64_t i = 0; i < last * How::kAcross; i += How::kBlock) {
-      for (int64_t panel = first; panel < last; ++panel) {
+std::vector<Part> Parts(int64_t panels) {
+  std::vector<Part> parts;
+  // Those of the same panels follow one another, the longest first: threads end together.
+  for (int64_t last = panels; last > 0; last -= std::min(last, How::kTogether)) {
+    for (int64_t block = 0; block < last * How::kAcross; block += How::kDown) {
+      parts.push_back({std::max<int64_t>(last - How::kTogether, 0), last, block,
+                       std::min(block + How::kDown, last * How::kAcross)});
+    }
+  }
+  return parts;
+}
+
+template <typename How>
+void AddPart(const Rows<How>& rows, const Part& part, int64_t steps, float* sums) {
+  for (int64_t s = 0; s < steps; s += How::kStepsAtOnce) {
+    const int64_t some = std::min(How::kStepsAtOnce, steps - s);
+    for (int64_t i = part.block; i < part.last_block; i += How::kBlock) {
+      for (int64_t panel = part.panel; panel < part.last_panel; ++panel) {
         if (i >= (panel + 1) * How::kAcross) continue;
-        AddBlock(rows, i, panel, s, sums + i * rows.stride + panel * How::kAcross);
+        AddBlock(rows, i, panel, s, some, sums + i * rows.stride + panel * How::kAcross);
       }
     }
   }
 }
 
 template <typename How>
-void GramBy(ffi::ThreadPool& pool, const Matrix& x, const Mask& valid, const float* pivot,
-            const float* shift, float* products) {
-  const int64_t n = x.dimensions()[0], d = x.dimensions()[1];
-  Rows<How> rows(d);
-  const int64_t count = (rows.width + How::kBlock) * rows.stride;
-  const auto sums = Aligned<float>(count);
-  std::memset(sums.get(), 0, count * sizeof(float));
-  for (int64_t first = 0; first < n; first += kSome) {
-    ForEach(pool, kSome / kAtOnce,
-            [&](int64_t item) { rows.Take(x, valid, pivot, shift, first, item); });
-    // The longest first, so that threads end together.
-    const int64_t items = (rows.panels + How::kTogether - 1) / How::kTogether;
-    ForEach(pool, items, [&](int64_t item) {
-      [[maybe_unused]] const std::conditional_t<How::kTiles, FullTiles, int> tiles{};
-      AddPanels(rows, (items - 1 - item) * How::kTogether, sums.get());
+class Gram {
+ public:
+  Gram(ffi::ThreadPool& pool, int64_t d)
+      : pool_(pool), d_(d), rows_(d), parts_(Parts<How>(rows_.panels)), means_(d), of_means_(d) {
+    const int64_t count = (rows_.width + How::kBlock) * rows_.stride;
+    sums_ = Aligned<float>(count);
+    std::memset(sums_.get(), 0, count * sizeof(float));
+  }
+
+  void Run(const Weighed& x, float* mean, float* products) {
+    for (int64_t first = 0; first < x.count; first += kSome) {
+      Add(x, first, nullptr, &means_);
+      if (means_.count == kSome) AddMeans();
+    }
+    AddMeans();
+    const Weighed rest = of_means_.All();
+    Mean(rest, mean);
+    for (int64_t first = 0; first < rest.count; first += kSome) Add(rest, first, mean, nullptr);
+    for (int64_t j = 0; x.origin && j < d_; ++j) mean[j] += x.origin[j];
+    ForEach(pool_, (d_ + kLanes - 1) / kLanes, [&](int64_t part) {
+      const int64_t last = std::min((part + 1) * kLanes, d_);
+      for (int64_t j = 0; j < d_; ++j) {
+        for (int64_t i = part * kLanes; i < last; ++i) {
+          products[i * d_ + j] = sums_[std::min(i, j) * rows_.stride + std::max(i, j)];
+        }
+      }
     });
   }
-  ForEach(pool, (d + kLanes - 1) / kLanes, [&](int64_t part) {
-    const int64_t last = std::min((part + 1) * kLanes, d);
-    for (int64_t j = 0; j < d; ++j) {
-      for (int64_t i = part * kLanes; i < last; ++i) {
-        products[i * d + j] = sums[std::min(i, j) * rows.stride + std::max(i, j)];
+
+ private:
+  // kSome rows of x from `first` on, as Rows::Take has them.
+  void Add(const Weighed& x, int64_t first, const float* around, Kept* means) {
+    const int64_t items = (std::min(kSome, x.count - first) + kAtOnce - 1) / kAtOnce;
+    const int64_t to = means ? means->More(items) : 0;
+    ForEach(pool_, items,
+            [&](int64_t item) { rows_.Take(x, first, item, around, means, to + item); });
+    const int64_t steps = items * kAtOnce / How::kRowsAStep;
+    ForEach(pool_, parts_.size(), [&](int64_t part) {
+      [[maybe_unused]] const std::conditional_t<How::kTiles, FullTiles, int> tiles{};
+      AddPart(rows_, parts_[part], steps, sums_.get());
+    });
+  }
+
+  void AddMeans() {
+    if (means_.count) Add(means_.All(), 0, nullptr, &of_means_);
+    means_.count = 0;
+  }
+
+  void Mean(const Weighed& x, float* mean) const {
+    std::vector<double> sum(d_);
+    double total = 0;
+    for (int64_t i = 0; i < x.count; ++i) {
+      total += x(i);
+      for (int64_t j = 0; x(i) > 0 && j < d_; ++j) {
+        sum[j] += static_cast<double>(x(i)) * x.rows[i * d_ + j];
       }
     }
-  });
+    for (int64_t j = 0; j < d_; ++j) mean[j] = total > 0 ? sum[j] / total : 0;
+  }
+
+  ffi::ThreadPool& pool_;
+  const int64_t d_;
+  Rows<How> rows_;
+  const std::vector<Part> parts_;
+  Kept means_, of_means_;  // of rows, and of these: one of 1,024 rows each
+  std::unique_ptr<float[], Free> sums_;
+};
+
+template <typename How>
+void GramBy(ffi::ThreadPool& pool, const Weighed& x, int64_t d, float* mean, float* products) {
+  Gram<How>(pool, d).Run(x, mean, products);
 }
 
-ffi::Error Gram(ffi::ThreadPool pool, Matrix x, Mask valid, Floats pivot, Floats shift,
-                ffi::Result<Matrix> products) {
-  const auto gram = HasTiles() ? GramBy<ByTiles> : GramBy<ByVectors>;
-  gram(pool, x, valid, pivot.typed_data(), shift.typed_data(), products->typed_data());
+ffi::Error MeanAndGram(ffi::ThreadPool pool, Matrix x, Mask valid, ffi::Result<Floats> mean,
+                       ffi::Result<Matrix> products, int64_t parts) {
+  const auto gram = !HasTiles()  ? GramBy<ByVectors>
+                    : parts == 1 ? GramBy<ByTiles<1>>
+                    : parts == 2 ? GramBy<ByTiles<2>>
+                                 : GramBy<ByTiles<3>>;
+  const int64_t n = x.dimensions()[0], d = x.dimensions()[1];
+  const int64_t first =
+      std::find(valid.typed_data(), valid.typed_data() + n, true) - valid.typed_data();
+  const float* origin = first < n ? x.typed_data() + first * d : nullptr;
+  gram(pool, {x.typed_data(), n, valid.typed_data(), nullptr, origin}, d, mean->typed_data(),
+       products->typed_data());
   return ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace jsel
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_gram, jsel::Gram,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_gram, jsel::MeanAndGram,
                               jsel::ffi::Ffi::Bind()
                                   .Ctx<jsel::ffi::ThreadPool>()
                                   .Arg<jsel::Matrix>()
                                   .Arg<jsel::Mask>()
-                                  .Arg<jsel::Floats>()
-                                  .Arg<jsel::Floats>()
-                                  .Ret<jsel::Matrix>());
+                                  .Ret<jsel::Floats>()
+                                  .Ret<jsel::Matrix>()
+                                  .Attr<int64_t>("parts"));

@@ -12,7 +12,8 @@ namespace {
 
 template <int kParts>
 void ProjectBy(ffi::ThreadPool& pool, const Matrix& x, const Floats& shift,
-               const Panels<kParts>& panels, const Floats& scale, Matrix& y) {
+               const Matrix& components, const Floats& scale, Matrix& y) {
+  const Panels<kParts> panels(pool, components);
   const int64_t n = x.dimensions()[0], k = panels.count;
   const auto factors = OfColumns(scale, panels, 0);
   const int64_t some = panels.RowsAnItem();
@@ -34,12 +35,12 @@ void ProjectBy(ffi::ThreadPool& pool, const Matrix& x, const Floats& shift,
 }
 
 ffi::Error Project(ffi::ThreadPool pool, Matrix x, Floats shift, Matrix components, Floats scale,
-                   ffi::Result<Matrix> y) {
-  if (HasTiles()) {
-    ProjectBy(pool, x, shift, Panels<3>(pool, components), scale, *y);
-  } else {
-    ProjectBy(pool, x, shift, Panels<0>(pool, components), scale, *y);
-  }
+                   ffi::Result<Matrix> y, int64_t parts) {
+  const auto project = !HasTiles()  ? ProjectBy<0>
+                       : parts == 1 ? ProjectBy<1>
+                       : parts == 2 ? ProjectBy<2>
+                                    : ProjectBy<3>;
+  project(pool, x, shift, components, scale, *y);
   return ffi::Error::Success();
 }
 
@@ -53,4 +54,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jsel_project, jsel::Project,
                                   .Arg<jsel::Floats>()
                                   .Arg<jsel::Matrix>()
                                   .Arg<jsel::Floats>()
-                                  .Ret<jsel::Matrix>());
+                                  .Ret<jsel::Matrix>()
+                                  .Attr<int64_t>("parts"));

@@ -112,6 +112,27 @@ def test_covariance_in_strips_is_that_of_float64(rng, n, d):
   np.testing.assert_array_equal(scatter, scatter.T)
 
 
+@pytest.mark.parametrize(
+  ("precision", "off"), [("float32", 2e-6), ("bfloat16_3x", 2**-15), ("bfloat16", 2**-7)]
+)
+@pytest.mark.parametrize("n", [700, 1024])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_precision_of_products(rng, n, precision, off, devices):
+  if n % 512 and devices > 1:
+    pytest.skip("rows that do not split")
+  x = rng.standard_normal((n, 40)).astype(np.float32) + 3
+  update = moments.update
+  if devices > 1:
+    update = jsel.shard(update, jsel.make_mesh(jax.devices()[:devices]))
+  got = np.asarray(update(moments.init(40, covariance=True), x, precision=precision).scatter)
+  centred = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+  length = np.linalg.norm(centred, axis=0)
+  error = np.abs(got - centred.T @ centred) / np.outer(length, length)
+  assert error.max() < off
+  if precision == "bfloat16" and n % 512 == 0:  # CPUs without bfloat16 may do better with others
+    assert error.max() > 2**-15
+
+
 @pytest.mark.parametrize("covariance", [False, True])
 def test_parts_add_up(pool, covariance):
   x, valid = pool
@@ -184,5 +205,7 @@ def test_mistakes_are_named():
     moments.update(seen, jnp.ones((4, 2)))
   with pytest.raises(ValueError, match=r"valid has shape \(3,\), x has 4 rows"):
     moments.update(seen, jnp.ones((4, 3)), valid=jnp.ones(3, bool))
+  with pytest.raises(ValueError, match="precision must be one of"):
+    moments.update(moments.init(3), np.zeros((4, 3), np.float32), precision="float16")
   with pytest.raises(ValueError, match="do not merge"):
     moments.merge(seen, moments.init(3, covariance=True))

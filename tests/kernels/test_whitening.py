@@ -53,6 +53,25 @@ def test_matches_float64_svd_at_any_mean(rng, mean):
   np.testing.assert_allclose(np.cov(y.T), np.eye(RANK), atol=2e-5)
 
 
+@pytest.mark.parametrize("n", [1000, 1024])
+@pytest.mark.parametrize(("precision", "off"), [("bfloat16_3x", 2e-4), ("bfloat16", 0.1)])
+def test_precision_of_products(rng, n, precision, off):
+  x = correlated(rng, n, mean=3.0)
+  fitted = whitening.fit(x, rank=RANK, precision=precision)
+  error = kernel_error(whitening.apply(fitted, x, precision=precision), whitened_oracle(x, RANK))
+  assert error < off  # 2**-16 and 2**-9 of a term, times what whitening scales the least of them by
+  if precision == "bfloat16" and n % 512 == 0:  # CPUs without bfloat16 may do better with others
+    assert error > 2e-4
+
+
+def test_precision_is_checked():
+  x = np.eye(4, dtype=np.float32)
+  with pytest.raises(ValueError, match="precision must be one of"):
+    whitening.fit(x, rank=2, precision="float16")
+  with pytest.raises(ValueError, match="precision must be one of"):
+    whitening.apply(whitening.fit(x, rank=2), x, precision="float16")
+
+
 def test_matches_scikit_learn_up_to_sign(rng):
   x, queries = correlated(rng, mean=3.0), correlated(rng, n=37, mean=2.0)
   peer = PCA(RANK, whiten=True, svd_solver="full").fit(x.astype(np.float64))

@@ -349,29 +349,56 @@ def test_inside_of_shard_map(rng):
   np.testing.assert_array_equal(jax.jit(find)(x, centers), kmeans.assign(x, centers)[0])
 
 
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (700, 5), (2500, 131)])
-def test_gram(rng, n, d):
+# What a precision may take of a term.
+OFF = {"float32": 2e-6, "bfloat16_3x": 2**-15, "bfloat16": 2**-7}
+
+
+@pytest.mark.parametrize("precision", products.PARTS)
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (40, 70), (700, 5), (2500, 131), (17_001, 9)])
+def test_gram(rng, n, d, precision):
+  """Rows that count now and then, or none of many in turn, and a column that is constant."""
   needs("gram")
-  x = jnp.asarray(rng.standard_normal((n, d)) + 5, jnp.float32)
-  valid = jnp.asarray(rng.random(n) < 0.8)
-  pivot, shift = (jnp.asarray(rng.standard_normal((1, d)), jnp.float32) for _ in range(2))
-  got = moments._products_at_once(x, valid, pivot, shift)
-  wide = np.asarray(x, np.float64)[np.asarray(valid)] - np.asarray(pivot) - np.asarray(shift)
-  # Sums of n products, 128 by 128.
-  np.testing.assert_allclose(got, wide.T @ wide, rtol=1e-6, atol=1e-6 * n * 30)
+  x = np.asarray(rng.standard_normal((n, d)) + 5, np.float32)
+  x[:, d // 2] = 1e4 if d > 1 else x[:, 0]
+  valid = rng.random(n) < 0.8
+  valid[n // 3 : n // 2] = False
+  arrays = jnp.asarray(x), jnp.asarray(valid), jnp.int32(valid.sum())
+  mean, got = moments._at_once(*arrays, precision=precision)
+  wide = x.astype(np.float64)[valid]
+  middle = wide.mean(0) if len(wide) else np.zeros(d)
+  np.testing.assert_allclose(mean, middle, rtol=1e-7)
+  length = np.sqrt(((wide - middle) ** 2).sum(0))
+  assert (
+    np.abs(got - (wide - middle).T @ (wide - middle)) <= OFF[precision] * np.outer(length, length)
+  ).all()
   np.testing.assert_array_equal(got, got.T)
 
 
+def test_gram_of_rows_whose_mean_moves(rng):
+  """Far more than they differ by: each has a mean of its own neighbours."""
+  needs("gram")
+  x = rng.standard_normal((5000, 40)).astype(np.float32)
+  x[2345:] += 1000
+  arrays = jnp.asarray(x), jnp.ones(5000, bool), jnp.int32(5000)
+  mean, got = moments._at_once(*arrays, precision="float32")
+  wide = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+  # Rounded relative to the first row, which is 1,000 away.
+  np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=3e-7)
+  np.testing.assert_allclose(got, wide.T @ wide, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", products.PARTS)
 @pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (70, 131, 65), (130, 40, 7)])
-def test_project(rng, n, d, k):
+def test_project(rng, n, d, k, precision):
   needs("project")
   x = jnp.asarray(rng.standard_normal((n, d)), jnp.float32).at[0, 0].set(jnp.nan)
   mean, scale = (jnp.asarray(rng.standard_normal(size), jnp.float32) for size in (d, k))
   components = jnp.asarray(rng.standard_normal((k, d)), jnp.float32)
-  got = whitening._project_at_once(x, mean, components, scale)
-  want = whitening._project_by_tiles(x, mean, components, scale, axis_name=None)
-  # Sums of d products in another order.
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * d)
+  got = whitening._project_at_once(x, mean, components, scale, precision=precision)
+  options = {"precision": "float32", "axis_name": None}
+  want = whitening._project_by_tiles(x, mean, components, scale, **options)
+  length = jnp.outer(jnp.linalg.norm(x - mean[None], axis=1), jnp.linalg.norm(components, axis=1))
+  assert (jnp.abs(got - want)[1:] <= (OFF[precision] * length * jnp.abs(scale)[None])[1:]).all()
   assert np.isnan(got[0]).all()
 
 
