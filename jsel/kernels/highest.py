@@ -65,12 +65,15 @@ def at_once_of_scores(
   penalty: jax.Array,
   valid: jax.Array | None,
   k: int,
-) -> tuple[jax.Array, jax.Array]:
-  """``at_once`` of `highest_over` for the keys of ``scores - penalty * usage``, float32."""
+) -> Callable[[], tuple[jax.Array, jax.Array]] | None:
+  """``at_once`` of `highest_over` for the keys of ``scores - penalty * usage``: of float32."""
+  if scores.dtype != jnp.float32:
+    return None
   usage = jnp.zeros(0, jnp.int32) if usage is None else usage
   valid = jnp.zeros(0, bool) if valid is None else valid
   shape = jax.ShapeDtypeStruct((k,), jnp.int32)
-  return native.call("highest_scores", (shape, shape), scores, usage, penalty[None], valid)
+  arrays = scores, usage, penalty[None], valid
+  return lambda: native.call("highest_scores", (shape, shape), *arrays)
 
 
 def _at_once(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

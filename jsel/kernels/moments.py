@@ -163,8 +163,9 @@ def _of_rows(
 ) -> Moments:
   count = jnp.sum(valid, dtype=jnp.int32)
   count = count if axis_name is None else jax.lax.psum(count, axis_name)
-  function = functools.partial(_upper_products, precision=precision) if covariance else _squares
-  by_sums = functools.partial(_by_sums, function=function, axis_name=axis_name)
+  by_sums = functools.partial(
+    _by_sums, covariance=covariance, precision=precision, axis_name=axis_name
+  )
   # Rows that may be split are added in the tree that they would be added in if they were.
   in_tree = axis_name is not None or x.shape[0] % LEAVES == 0
   if not covariance or in_tree or x.dtype != jnp.float32:
@@ -191,10 +192,11 @@ def _by_sums(
   valid: jax.Array,
   count: jax.Array,
   *,
-  function: Callable[[jax.Array], Any],
+  covariance: bool,
+  precision: Precision,
   axis_name: AxisName,
 ) -> tuple[jax.Array, jax.Array]:
-  """The mean, and the sum of ``function`` of rows that are taken to it."""
+  """The mean, and the scatter of rows that are taken to it."""
   first = jnp.min(jnp.where(valid, row_ids(x.shape[0], axis_name), jnp.iinfo(jnp.int32).max))
   first = first if axis_name is None else jax.lax.pmin(first, axis_name)
   pivot = gather(x, first[None], axis_name=axis_name).astype(jnp.float32)  # [1, d]
@@ -216,8 +218,9 @@ def _by_sums(
   # Where no row is invalid, the count is a constant, and might be divided by in another way.
   size = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
   shift = sum_over_rows(lambda x: x.sum(0, keepdims=True), x, valid, pivot) / size
+  function = functools.partial(_upper_products, precision=precision) if covariance else _squares
   scatter = sum_over_rows(function, x, valid, pivot, shift)
-  return (pivot + shift)[0], _whole(scatter) if isinstance(scatter, list) else scatter
+  return (pivot + shift)[0], _whole(scatter) if covariance else scatter
 
 
 def _squares(x: jax.Array) -> jax.Array:

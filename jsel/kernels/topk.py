@@ -265,9 +265,7 @@ def _top_k(
 ) -> TopK:
   keys_of = lambda arrays: to_keys(*arrays)
   eligible = _eligible(scores, valid)
-  at_once = None
-  if scores.dtype == jnp.float32:
-    at_once = lambda: highest.at_once_of_scores(scores, None, jnp.float32(0), valid, k)
+  at_once = highest.at_once_of_scores(scores, None, jnp.float32(0), valid, k)
   top, ids = highest.highest_over(
     keys_of, (scores, valid), eligible, k, by_score, axis_name, at_once
   )
@@ -330,9 +328,7 @@ def _penalized_top_k(
     cost = rounded(penalty * usage.astype(jnp.float32))
     return to_keys(scores.astype(jnp.float32) - cost, valid)
 
-  at_once = None
-  if scores.dtype == jnp.float32:
-    at_once = lambda: highest.at_once_of_scores(scores, usage, penalty, valid, k)
+  at_once = highest.at_once_of_scores(scores, usage, penalty, valid, k)
   arrays = scores, usage, valid
   top, ids = highest.highest_over(keys_of, arrays, None, k, by_score, axis_name, at_once)
   return TopK(from_keys(top, jnp.dtype(jnp.float32)), ids)

@@ -4,9 +4,10 @@ They are built where `pip install` finds a C++ compiler, and used where the proc
 need; elsewhere, and on every other platform, and with the environment variable JSEL_NATIVE=0, XLA's
 do the same work: they are the reference that these are tested against. Their threads are XLA's own.
 Processors with AMX multiply tiles of bfloat16. A float32 is the sum of three such numbers, so that
-six products stand for one of float32, to rounding; where one is a sign, three are exact. So an
-infinity, or a number that bfloat16 rounds to one, makes its sums NaN or infinite, and numbers
-below 2**-100 lose their last digits.
+six products stand for one of float32, to rounding; where one is a sign, three are exact. Of two
+such numbers three products are the grade bfloat16_3x. So an infinity, or a number that bfloat16
+rounds to one, makes its sums NaN or infinite (but in best matches, where such rows are multiplied
+as floats), and numbers below 2**-100 lose their last digits.
 Inside of `jax.shard_map` each device works on its rows; rows that are split outside of it, by a
 program's sharding alone, XLA gathers for them.
 """

@@ -21,8 +21,6 @@ namespace {
 constexpr int64_t kItemsAThread = 4;  // of the first rounds
 constexpr int64_t kQueriesAnItem = 8;
 
-constexpr int kNotFinite = 0x99;  // infinities, and NaN of both kinds
-
 bool Finite(const float* values, int64_t count) {
   __mmask16 found = 0;
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -36,23 +34,8 @@ bool Finite(const float* values, int64_t count) {
 void ByFloats(const float* row, const Matrix& queries, float* products) {
   const int64_t d = queries.dimensions()[1];
   for (int64_t j = 0; j < queries.dimensions()[0]; ++j) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < d; i += kLanes) {
-      const __mmask16 there = First(d - i);
-      sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, row + i),
-                            _mm512_maskz_loadu_ps(there, queries.typed_data() + j * d + i), sum);
-    }
-    products[j] = _mm512_reduce_add_ps(sum);
+    products[j] = Dot(row, queries.typed_data() + j * d, d);
   }
-}
-
-// Keys in the order of floats, those of both zeros the same; of NaN the lowest.
-inline __m512i KeysOf(__m512 values) {
-  const __m512i bits = (__m512i)values, sign = _mm512_srai_epi32(bits, 31);
-  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
-  const __m512i keys = _mm512_sub_epi32(_mm512_xor_si512(magnitude, sign), sign);
-  const __mmask16 numbers = _mm512_cmp_ps_mask(values, values, _CMP_ORD_Q);
-  return _mm512_mask_mov_epi32(_mm512_set1_epi32(kLowest), numbers, keys);
 }
 
 // Keys and the ids of their rows, ascending.
@@ -195,15 +178,14 @@ void BestBy(ffi::ThreadPool& pool, const Matrix& x, const Matrix& queries, const
     if (rows.count > k) rows.Keep(k);
     std::vector<uint64_t> order(rows.count);
     for (int64_t i = 0; i < rows.count; ++i) {
-      order[i] = static_cast<uint64_t>(static_cast<uint32_t>(rows.keys[i]) ^ 0x80000000u) << 32 |
-                 static_cast<uint32_t>(~rows.ids[i]);
+      order[i] = Ranked(rows.keys[i], rows.ids[i]);
     }
     std::sort(order.begin(), order.end(), std::greater<uint64_t>());
     int32_t* to_keys = keys.typed_data() + j * k;
     int32_t* to_ids = ids.typed_data() + j * k;
     for (int64_t i = 0; i < k; ++i) {
-      to_keys[i] = i < rows.count ? static_cast<uint32_t>(order[i] >> 32) ^ 0x80000000u : kLowest;
-      to_ids[i] = i < rows.count ? ~static_cast<uint32_t>(order[i]) : -1;
+      to_keys[i] = i < rows.count ? RankedKey(order[i]) : kLowest;
+      to_ids[i] = i < rows.count ? RankedPlace(order[i]) : -1;
     }
   });
 }

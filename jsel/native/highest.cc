@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "keys.h"
@@ -32,8 +33,8 @@ struct Candidates {
 struct Given {
   const int32_t* keys;
 
+  void Fetch(int64_t i) const { _mm_prefetch(keys + i, _MM_HINT_T0); }
   __m512i operator()(int64_t i, __mmask16 there) const {
-    _mm_prefetch(keys + i + kAhead, _MM_HINT_T0);
     return _mm512_maskz_loadu_epi32(there, keys + i);
   }
 };
@@ -45,27 +46,24 @@ struct Penalized {
   float penalty;
   const bool* valid;
 
+  void Fetch(int64_t i) const {
+    _mm_prefetch(scores + i, _MM_HINT_T0);
+    if (usage) _mm_prefetch(usage + i, _MM_HINT_T0);
+  }
   __m512i operator()(int64_t i, __mmask16 there) const {
-    _mm_prefetch(scores + i + kAhead, _MM_HINT_T0);
     __m512 score = _mm512_maskz_loadu_ps(there, scores + i);
     if (usage) {
-      _mm_prefetch(usage + i + kAhead, _MM_HINT_T0);
       const __m512 uses = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(there, usage + i));
       score = _mm512_sub_ps(score, _mm512_mul_ps(_mm512_set1_ps(penalty), uses));
+      const __mmask16 small = _mm512_cmp_ps_mask(
+          _mm512_abs_ps(score), _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_LT_OQ);
+      score = _mm512_mask_mov_ps(score, small, _mm512_setzero_ps());
     }
-    __mmask16 counts = _mm512_cmp_ps_mask(score, score, _CMP_ORD_Q);
-    if (valid) {
-      const __m128i bytes = _mm_maskz_loadu_epi8(there, valid + i);
-      counts = _mm_mask_test_epi8_mask(counts, bytes, bytes);
-    }
-    const __m512i bits = (__m512i)score, sign = _mm512_srai_epi32(bits, 31);
-    __m512i size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
-    if (usage) {
-      const __mmask16 normal = _mm512_cmpge_epi32_mask(size, _mm512_set1_epi32(0x00800000));
-      size = _mm512_maskz_mov_epi32(normal, size);
-    }
-    const __m512i keys = _mm512_sub_epi32(_mm512_xor_si512(size, sign), sign);
-    return _mm512_mask_mov_epi32(_mm512_set1_epi32(kLowest), counts, keys);
+    const __m512i keys = KeysOf(score);
+    if (!valid) return keys;
+    const __m128i bytes = _mm_maskz_loadu_epi8(there, valid + i);
+    return _mm512_mask_mov_epi32(_mm512_set1_epi32(kLowest), _mm_test_epi8_mask(bytes, bytes),
+                                 keys);
   }
 };
 
@@ -76,6 +74,7 @@ Candidates Reaching(const Keys& keys, int64_t first, int64_t last, int32_t least
   const __m512i bound = _mm512_set1_epi32(least);
   for (int64_t i = first; i < last; i += kLanes) {
     const __mmask16 there = First(last - i);
+    keys.Fetch(i + kAhead);
     const __m512i key = keys(i, there);
     const __mmask16 mask = _mm512_mask_cmpge_epi32_mask(there, key, bound);
     if (!mask) continue;

@@ -20,6 +20,27 @@ inline __m512i Lanes() {
   return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
+// Keys in the order of floats, those of both zeros the same; of NaN the lowest.
+inline __m512i KeysOf(__m512 values) {
+  const __m512i bits = (__m512i)values, sign = _mm512_srai_epi32(bits, 31);
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i keys = _mm512_sub_epi32(_mm512_xor_si512(magnitude, sign), sign);
+  const __mmask16 numbers = _mm512_cmp_ps_mask(values, values, _CMP_ORD_Q);
+  return _mm512_mask_mov_epi32(_mm512_set1_epi32(kLowest), numbers, keys);
+}
+
+// A key and its place as one number: the higher comes first, of equal keys the one in front.
+inline uint64_t Ranked(int32_t key, int32_t place) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(key) ^ 0x80000000u) << 32 |
+         static_cast<uint32_t>(~place);
+}
+inline int32_t RankedKey(uint64_t ranked) {
+  return static_cast<int32_t>(static_cast<uint32_t>(ranked >> 32) ^ 0x80000000u);
+}
+inline int32_t RankedPlace(uint64_t ranked) {
+  return static_cast<int32_t>(~static_cast<uint32_t>(ranked));
+}
+
 // The lanes of the mask, packed, to `to`, which has room for all 16; how many there are. (A
 // compressing store would be far slower on some processors.)
 inline int64_t Pack(__mmask16 mask, __m512i values, int32_t* to) {

@@ -23,6 +23,19 @@ constexpr int64_t kSteps = 128;     // of a panel, 32 kB: it stays in the first-
 constexpr int64_t kHeld = 1 << 17;  // results held by a thread: half a megabyte
 constexpr int64_t kMostRows = 128;  // that take turns with a panel
 
+inline float Dot(const float* a, const float* b, int64_t columns) {
+  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                   _mm512_setzero_ps()};
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const __mmask16 there = First(columns - i);
+    auto& part = sum[i / kLanes % 4];
+    part = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, a + i), _mm512_maskz_loadu_ps(there, b + i),
+                           part);
+  }
+  return _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+}
+
 // Squared lengths of a vector, of what bfloat16 leaves of it and of what it takes.
 struct Rounded {
   float square = 0, rough = 0, lost = 0;

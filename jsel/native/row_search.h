@@ -34,13 +34,12 @@ class RowSearch {
     const int64_t count = Reaching(row, Bound(row));
     // Highest key first, of equal ones the lowest column.
     for (int64_t i = 0; i < count; ++i) {
-      order_[i] = static_cast<uint64_t>(static_cast<uint32_t>(keys_[i]) ^ 0x80000000u) << 32 |
-                  static_cast<uint32_t>(~columns_[i]);
+      order_[i] = Ranked(keys_[i], columns_[i]);
     }
     std::partial_sort(order_.get(), order_.get() + k_, order_.get() + count,
                       std::greater<uint64_t>());
     for (int64_t i = 0; i < k_; ++i) {
-      columns[i] = ~static_cast<uint32_t>(order_[i]);
+      columns[i] = RankedPlace(order_[i]);
       values[i] = row[columns[i]];
     }
   }

@@ -42,19 +42,6 @@ inline void Combine(int64_t count, int64_t columns, const Scale& scale, const Ro
   }
 }
 
-inline float Dot(const float* a, const float* b, int64_t columns) {
-  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                   _mm512_setzero_ps()};
-  for (int64_t i = 0; i < columns; i += kLanes) {
-    const __mmask16 there = First(columns - i);
-    auto& part = sum[i / kLanes % 4];
-    part = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, a + i), _mm512_maskz_loadu_ps(there, b + i),
-                           part);
-  }
-  return _mm512_reduce_add_ps(
-      _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
-}
-
 // The k largest latents of each row: x times the encoder, and the bias.
 template <int kParts>
 void Encode(ffi::ThreadPool& pool, const Matrix& x, const Matrix& encoder, const Floats& bias,

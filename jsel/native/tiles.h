@@ -163,13 +163,14 @@ inline void AddStored(float* total, int64_t stride) {
   }
 }
 
+constexpr int kNotFinite = 0x99;  // infinities, and NaN of both kinds
+
 inline __m512 Float(__m256i bfloat16) {
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16);
 }
 
 // The next part of sixteen floats, which is taken from them: all of what is not finite.
 inline __m256i TakePart(__m512& value) {
-  constexpr int kNotFinite = 0x99;  // infinities, and NaN of both kinds
   const __m256i part = (__m256i)_mm512_cvtneps_pbh(value);
   const __m512 left = _mm512_sub_ps(value, Float(part));
   value = _mm512_maskz_mov_ps(_knot_mask16(_mm512_fpclass_ps_mask(left, kNotFinite)), left);

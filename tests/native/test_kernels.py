@@ -210,7 +210,7 @@ def test_highest_of_scores(rng, n, k, used, some_valid):
   usage = jnp.asarray(rng.integers(0, 9, n), jnp.int32) if used else jnp.zeros(n, jnp.int32)
   valid = jnp.asarray(rng.random(n) < 0.7) if some_valid else None
   penalty = jnp.float32(0.1)
-  got = highest.at_once_of_scores(scores, usage if used else None, penalty, valid, k)
+  got = highest.at_once_of_scores(scores, usage if used else None, penalty, valid, k)()
   less = lambda scores: scores - rounded(penalty * usage.astype(jnp.float32)) if used else scores
   want = highest._at_once(jax.jit(lambda scores: to_keys(less(scores), valid))(scores), k)
   jax.tree.map(np.testing.assert_array_equal, tuple(got), tuple(want))
