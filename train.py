@@ -133,7 +133,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> int:
   if dataset.weights is not None:
     columns["weight"] = dataset.weights
   pool = Pool(
-    {what: sharding.place(sharding.pad_rows(x), split) for what, x in columns.items()},
+    {what: sharding.place_rows(x, split) for what, x in columns.items()},
     sharding.place(np.arange(sharding.padded_size(size)) < size, split),
   )
 

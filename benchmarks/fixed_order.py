@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from benchmarks.fused_step import Run, make_run
+from benchmarks.fused_step import Run, make_run, ready_rows
 from benchmarks.machine import machine
 from benchmarks.turns import Contender, take_turns
 from jsel import sharding
@@ -32,8 +34,9 @@ MODELS = ("mlp", "cnn")
 
 def contender(name: str, run: Run, steps: int) -> tuple[Contender, list[float]]:
   """Takes turns of ``steps`` steps on a state of its own; and the losses of those it has done."""
-  split = sharding.rows_sharding(sharding.make_mesh())
-  given = Given(*(sharding.place(x[:BATCH], split) for x in (run.inputs, run.labels)))
+  mesh, ids = sharding.make_mesh(), ready_rows(run, BATCH)
+  split = NamedSharding(mesh, P(*(ids.ndim - 1) * (None,), sharding.row_axes(mesh)))
+  given = Given(*(sharding.place(x[ids], split) for x in (run.inputs, run.labels)))
   held, losses = [jax.tree.map(lambda leaf: leaf.copy(), run.state)], []
 
   def work() -> jax.Array:

@@ -5,15 +5,16 @@
 
 On Fashion-MNIST (60,000 rows, batches of 128) the same training step, in turns of some steps each:
 
-    ready      on a batch that is on the device already
+    ready      on batches that are on the device already
     planned    jsel: a plan of one batch at every step, its rows gathered from the device's memory,
                in the program of the step, as train.py has it
     host       numpy: argpartition of score - penalty * usage, the rows taken from the pool in the
                host's memory, moved to the device
 
 The first two are dispatched as train.py does, several steps at once where the model has no
-convolution; the host has to choose before every step. And an epoch's plan alone, as a share of the
-epoch. Only a turn's end is waited for, as in a run.
+convolution, each on a batch of its own: of one batch for all XLA would do once what does not
+depend on the parameters. The host has to choose before every step. And an epoch's plan alone, as a
+share of the epoch. Only a turn's end is waited for, as in a run.
 Before that: a plan has as many distinct rows as it is to have, and the host's choice of batches of
 128 is that of `jsel.kernels.topk.penalized_top_k`. Leaves benchmarks/results/fused_step.json and
 prints its table.
@@ -58,7 +59,7 @@ class Run(NamedTuple):
   labels: np.ndarray  # [n]
   step: Callable[..., tuple[TrainState, Any]]
   planned: Callable[[TrainState], TrainState]  # with a new plan
-  many: Callable[..., tuple[TrainState, Any]]  # `dispatched` steps on a batch that it is given
+  many: Callable[..., tuple[TrainState, Any]]  # `dispatched` steps on batches that it is given
   fused: Callable[..., tuple[TrainState, Any]]  # `dispatched` steps, each with its plan
   dispatched: int
   plan_rows: int
@@ -89,8 +90,8 @@ def make_run(
   held, split = data.read_all(train), sharding.rows_sharding(mesh)
   rows = {"inputs": held.inputs.reshape(train.size, -1), "labels": held.labels}
   valid = np.arange(sharding.padded_size(train.size)) < train.size
-  place = lambda x: sharding.place(sharding.pad_rows(x), split)
-  pool = Pool({name: place(x) for name, x in rows.items()}, sharding.place(valid, split))
+  placed = {name: sharding.place_rows(x, split) for name, x in rows.items()}
+  pool = Pool(placed, sharding.place(valid, split))
   model_key, selector_key, fit_key, step_key = jax.random.split(jax.random.key(0), 4)
   keys, of_batch = Keys(model_key, selector_key, step_key), {"batch_size": batch_size, "mesh": mesh}
   state = init_state(
@@ -154,13 +155,19 @@ def check(run: Run, batch_size: int) -> None:
     assert np.array_equal(np.sort(host()), found)
 
 
+def ready_rows(run: Run, batch_size: int) -> np.ndarray:
+  """The first rows of the pool, as batches for what is dispatched at once."""
+  ids = np.arange(run.dispatched * batch_size)
+  return ids.reshape(-1, batch_size) if run.dispatched > 1 else ids
+
+
 def contenders(run: Run, steps: int, batch_size: int) -> list[Contender]:
   """Those that take turns of ``steps`` steps, each on a state of its own."""
   if steps % run.dispatched:
     raise ValueError(f"steps={steps} is no multiple of the {run.dispatched} of a dispatch")
   host = HostChoice(len(run.labels), batch_size)
   given = lambda ids: Given(*jax.device_put((run.inputs[ids], run.labels[ids])))
-  ready = given(np.arange(batch_size))
+  ready = given(ready_rows(run, batch_size))
 
   def on_ready(state):
     return run.many(state, run.pool, ready)[0]
@@ -187,7 +194,7 @@ def contenders(run: Run, steps: int, batch_size: int) -> list[Contender]:
 
   many = f"{steps} steps, {run.dispatched} a dispatch"
   return [
-    contender("ready", on_ready, run.dispatched, f"{many}, on one batch in device memory"),
+    contender("ready", on_ready, run.dispatched, f"{many}, on batches in device memory"),
     contender("planned", on_planned, run.dispatched, f"{many}, each with its plan"),
     contender("host", on_host, 1, f"{steps} times numpy.argpartition, device_put and a step"),
     contender("plan", run.planned, 1, f"{steps} plans"),

@@ -62,7 +62,8 @@ def make_step(
 
   Returns:
     The compiled step. With ``given`` (the planned rows, from a feed) nothing is
-    gathered. ``metrics`` are scalars, or ``[steps]`` if there are several.
+    gathered. ``metrics`` are scalars, or ``[steps]`` if there are several; so are
+    the arrays of ``given``, which then begin with an axis of steps.
   """
 
   def plan_if_due(state: TrainState, pool: Pool) -> TrainState:
@@ -98,7 +99,7 @@ def make_step(
     return written_back(selector, mesh, state, batch, told), metrics
 
   def many_steps(state: TrainState, pool: Pool, given: Given | None):
-    return jax.lax.scan(lambda state, _: one_step(state, pool, given), state, length=steps)
+    return jax.lax.scan(lambda state, given: one_step(state, pool, given), state, given, steps)
 
   return jax.jit(
     one_step if steps == 1 else many_steps,
