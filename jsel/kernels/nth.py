@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jsel import native
 from jsel.kernels import bits
 from jsel.kernels.reduce import LEAVES
-from jsel.kernels.rows import AxisName, axis_size, row_ids, rows
+from jsel.kernels.rows import AxisName, axis_size, first_row, rows
 from jsel.kernels.threshold import count_before
 from jsel.kernels.tiles import pad_to_leaves
 
@@ -68,8 +70,8 @@ def total(tiles: Tiles, *, axis_name: AxisName = None) -> jax.Array:
   >>> total(count_tiles(jnp.array([True, False, True]))).item()
   2
   """
-  count = bits.count(tiles.words).sum(dtype=jnp.int32)
-  return count if axis_name is None else jax.lax.psum(count, axis_name)
+  count = tiles.ends[-1]
+  return count if axis_name is None else jax.lax.pmax(count, axis_name)
 
 
 @rows("tiles", "values", out=False)
@@ -132,15 +134,36 @@ def _count_tiles(mask: jax.Array, *, axis_name: AxisName) -> Tiles:
   leaves = LEAVES // axis_size(axis_name)
   mask = pad_to_leaves(mask, axis_name)
   leaf = mask.shape[0] // leaves
+  words, ends = _cut(mask, leaves)
+  starts = np.add.outer(np.arange(leaves) * leaf, np.arange(0, leaf, TILE)).astype(np.int32)
+  first = first_row(mask.shape[0], axis_name) + starts
+  return Tiles(words, count_before(ends[-1], axis_name) + ends, first.ravel())
+
+
+def _cut(mask: jax.Array, leaves: int) -> tuple[jax.Array, jax.Array]:
+  """The words of a device's tiles, and how many of its rows are set up to the end of each."""
+  by_words = lambda mask: _by_words(mask, leaves)
+  if not native.available("count_tiles"):
+    return by_words(mask)
+  tiles = -(-mask.shape[0] // leaves // TILE) * leaves
+  shapes = (
+    jax.ShapeDtypeStruct((tiles * WORDS,), jnp.uint32),
+    jax.ShapeDtypeStruct((tiles,), jnp.int32),
+  )
+  on_cpu = lambda mask: native.call("count_tiles", shapes, mask, leaves=np.int64(leaves))
+  return jax.lax.platform_dependent(mask, cpu=on_cpu, default=by_words)
+
+
+def _by_words(mask: jax.Array, leaves: int) -> tuple[jax.Array, jax.Array]:
+  """`_cut` by XLA."""
+  leaf = mask.shape[0] // leaves
   cut = jnp.pad(mask.reshape(leaves, leaf), [(0, 0), (0, -leaf % TILE)])
   words = bits.pack(cut)
   counts = bits.count(words).reshape(leaves, -1, WORDS).sum(-1, dtype=jnp.int32)
   # Twice, of leaves and of tiles within: half the time of one prefix sum over all.
   within = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
   until = jnp.cumsum(within[:, -1], dtype=jnp.int32)
-  before = count_before(until[-1], axis_name) + until - within[:, -1]
-  first = row_ids(mask.shape[0], axis_name).reshape(leaves, leaf)[:, ::TILE]
-  return Tiles(words.ravel(), (before[:, None] + within).ravel(), first.ravel())
+  return words.ravel(), ((until - within[:, -1])[:, None] + within).ravel()
 
 
 @functools.partial(jax.jit, static_argnames="axis_name")

@@ -31,6 +31,7 @@ LANES = 16  # floats of a vector
 NEEDS = {
   "best_matches": "avx512",
   "closer": "avx512",
+  "count_tiles": "avx512",
   "gram": "avx512",
   "highest": "avx512",
   "highest_mask": "avx512",
@@ -38,6 +39,7 @@ NEEDS = {
   "nearest": "bfloat16",
   "project": "avx512",
   "rademacher": "avx512",
+  "rotate": "avx512",
   "row_top_k": "avx512",
   "sae_codes": "bfloat16",
   "sae_decode": "avx512",

@@ -22,6 +22,7 @@ using Mask = ffi::Buffer<ffi::PRED, 1>;
 using Indices = ffi::Buffer<ffi::S32, 1>;
 using Floats = ffi::Buffer<ffi::F32, 1>;
 using Matrix = ffi::Buffer<ffi::F32, 2>;
+using Bits = ffi::Buffer<ffi::U32, 1>;
 using Words = ffi::Buffer<ffi::U32, 2>;
 using Integers = ffi::Buffer<ffi::S32, 2>;
 

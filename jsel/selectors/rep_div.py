@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jsel.kernels import gather, random, reduce, scatter, topk
-from jsel.kernels.rows import row_ids
+from jsel.kernels import gather, reduce, rotation, scatter, topk
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import empty_factors, fit_factors, look_up
 from jsel.selectors.finite import check_finite
 
-ONE = 1 << 24  # entitlements are integers in units of 2**-24 plans
+ONE = 1 << rotation.BITS  # entitlements are integers in units of 2**-24 plans
 TABLE_BITS = 18  # with the 12 bits of a share 30: a row's tilt is exact in int32
 LEVELS = 256  # values that the exponent takes on its way: entitlements are kept in between
 
@@ -181,16 +180,18 @@ def rep_div(
     progress = step.astype(jnp.float32) / max(total_steps - 1, 1)
     falling = (1 + jnp.cos(jnp.float32(math.pi) * jnp.minimum(progress, 1))) / 2
     level = jnp.round(falling * LEVELS).astype(jnp.int32)
-    exponent = exponent_end + (exponent_start - exponent_end) * level.astype(jnp.float32) / LEVELS
-    exponents = state.shared["exponents"]
-    exponent = jnp.clip(exponent, jnp.min(exponents), jnp.max(exponents))
 
-    def entitle(exponent):
+    def exponent_of(level):
+      exponent = exponent_end + (exponent_start - exponent_end) * level.astype(jnp.float32) / LEVELS
+      exponents = state.shared["exponents"]
+      return jnp.clip(exponent, jnp.min(exponents), jnp.max(exponents))
+
+    def entitle(level):
       weight = _weights(
         state.rows["factor_index"],
         state.rows["factor_share"],
         state.shared["factor_count"],
-        exponent,
+        exponent_of(level),
         pool.valid,
         axis_name,
       )
@@ -202,16 +203,10 @@ def rep_div(
     changed = jnp.bool_(True) if loss_aware else level != state.shared["level"]
     # A loop of one turn at most: a branch would have XLA on CPU run the rest of a training step on
     # other threads, which costs it 8 % of a small one.
-    once = lambda loop: (jnp.bool_(False), loop[1], entitle(loop[1]))
-    start = changed, exponent, state.rows["entitlement"]
-    _, _, share = jax.lax.while_loop(lambda loop: loop[0], once, start)
+    once = lambda loop: (jnp.bool_(False), entitle(level))
+    _, share = jax.lax.while_loop(lambda loop: loop[0], once, (changed, state.rows["entitlement"]))
+    exponent = exponent_of(level)
     return share, level, exponent
-
-  def score_of(key: jax.Array, debt: jax.Array, ids: jax.Array) -> jax.Array:
-    lottery = random.row_lot(key, ids)
-    # Within +-4 plans, so positive with 8 more; and positive floats stand as their bits do.
-    score = debt + (lottery >> 8).astype(jnp.int32) + 8 * ONE
-    return jax.lax.bitcast_convert_type(score, jnp.float32)
 
   def importance(share: jax.Array) -> jax.Array:
     chance = jnp.maximum(share.astype(jnp.float32) / ONE, 1 / ONE)
@@ -219,19 +214,18 @@ def rep_div(
 
   def select(key, state, pool, step):
     share, level, exponent = entitlements(state, pool, step)
-    debt = state.rows["debt"] + share
-    score = score_of(key, debt, row_ids(debt.shape[0], axis_name))
-    mask = topk.top_k_mask(score, rows, valid=pool.valid, axis_name=axis_name)
+    debt, planned = state.rows["debt"], state.rows["planned"]
+    taken = rotation.turn(key, debt, share, planned, rows, valid=pool.valid, axis_name=axis_name)
     columns = {
       **state.rows,
-      "planned": state.rows["planned"] + mask.astype(jnp.int32),
-      "debt": debt - jnp.where(mask, ONE, 0),
+      "planned": taken.taken,
+      "debt": taken.debt,
       "entitlement": share,
     }
     state = Columns(columns, {**state.shared, "level": level})
     return (
       state,
-      Plan(mask, importance(share) if importance_weights else None),
+      Plan(taken.mask, importance(share) if importance_weights else None),
       {"exponent": exponent},
     )
 
@@ -240,7 +234,7 @@ def rep_div(
     ids = candidates.ids
     earned = gather.gather(share, ids, axis_name=axis_name)
     debt = gather.gather(state.rows["debt"], ids, axis_name=axis_name) + earned
-    position = topk.top_k(score_of(key, debt, ids), count).indices
+    position = topk.top_k(rotation.priority(key, debt, ids), count).indices
     paid = jnp.zeros_like(debt).at[position].set(ONE)
     add = lambda name, at, amount: scatter.scatter_add(
       state.rows[name], at, amount, axis_name=axis_name

@@ -19,7 +19,9 @@ from jsel.kernels import (
   kmeans_seeding,
   moments,
   nearest,
+  nth,
   projection,
+  rotation,
   row_topk,
   sae_gradients,
   sae_step,
@@ -414,6 +416,39 @@ def test_a_covariance_has_the_derivative_of_xla_s(rng):
   # A quartic, by differences that are good to the square of their stride.
   near = (loss(x + 1e-2 * step) - loss(x - 1e-2 * step)) / 2e-2
   np.testing.assert_allclose(along, near, rtol=5e-3)
+
+
+@pytest.mark.parametrize("n", [1, 130, 512 * 118, 2_000_000])
+@pytest.mark.parametrize("leaves", [1, 4, 512])
+def test_count_tiles(rng, n, leaves):
+  needs("count_tiles")
+  mask = jnp.asarray(rng.random(-(-n // leaves) * leaves) < 0.3)
+  jax.tree.map(np.testing.assert_array_equal, nth._cut(mask, leaves), nth._by_words(mask, leaves))
+
+
+def debts(rng, n, kind):
+  """Some that the sample knows of, some that it does not, and some where hardly a row is near."""
+  flat = np.zeros(n, np.int32)
+  if kind == "far apart":
+    return rng.integers(-(2**29), 2**29, n).astype(np.int32)
+  if kind == "between the samples":
+    flat[n // 3 : n // 3 + 9] = 2**25
+    return flat - (np.arange(n) % 64 >= 16).astype(np.int32) * -(2**24)
+  return flat
+
+
+@pytest.mark.parametrize("n", [1, 17, 255, 70_001, 400_000])
+@pytest.mark.parametrize("kind", ["all the same", "far apart", "between the samples"])
+def test_rotate(rng, n, kind):
+  needs("rotate")
+  share = jnp.asarray(rng.integers(0, 2**20, n), jnp.int32)
+  taken = jnp.asarray(rng.integers(0, 9, n), jnp.int32)
+  valid = jnp.asarray(rng.random(n) < 0.95)
+  arrays = KEY, jnp.asarray(debts(rng, n, kind)), share, taken, valid
+  for k in {0, 1, min(n, 128), n // 2, n}:
+    got = jax.jit(functools.partial(rotation._at_once, k=k))(*arrays)
+    want = jax.jit(functools.partial(rotation._in_parts, k=k, axis_name=None))(*arrays)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_memory_is_counted_and_given_back(rng):

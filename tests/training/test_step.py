@@ -254,6 +254,18 @@ def test_a_plan_for_every_step_is_one_batch():
   np.testing.assert_array_equal(planned, state.exposure.times_selected)
 
 
+def test_a_plan_of_one_batch_is_in_the_order_of_its_ids():
+  key, ids = jax.random.key(0), [3, 70, 71, 500]
+  plan = lambda ids: Plan(jnp.zeros(512, bool).at[jnp.array(ids)].set(True), None)
+  rows = lambda active: np.asarray(take_rows(active, key, jnp.arange(4, dtype=jnp.int32)).index)
+  none = empty_plan(512, weighted=False, batch_size=4).carried
+  assert rows(next_plan(plan(ids), none, jnp.int32(5))).tolist() == ids
+  # With rows carried into it, some would be left over, and always those of the highest ids.
+  one = none._replace(count=jnp.int32(1))
+  last = {rows(next_plan(plan(ids), one, jnp.int32(step)))[-1] for step in range(40)}
+  assert last == set(ids)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_thousand_steps_compile_nothing_new_and_move_nothing_implicitly(fused):
   setup = Setup("infobatch")  # its plans vary in length
