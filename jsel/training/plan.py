@@ -66,7 +66,7 @@ def take_rows(
   """The rows at ``position``: the carried ones, then the plan in the order of its own shuffle.
 
   A plan that is one batch, with nothing carried, is in the order of its ids: a
-  shuffle would cost a step as much as half of what selectors plan by, for nothing.
+  step averages over all of it, in whatever order, and is spared a shuffle.
 
   A pure function of the plan and the run's key: whoever has both can tell any
   batch of the plan.
