@@ -34,26 +34,26 @@ class Lots {
 
 // What rows are owed with their shares, and a lottery of less than a unit.
 struct Drawn {
-  const int32_t *before, *share;
-  int32_t* owed;  // their sum, from when a row is first looked at; may be the memory of `before`
+  const int32_t* share;
+  int32_t* owed;  // without the share until a row is first looked at
   const bool* valid;
   const uint32_t* words;
   int bits;                  // of a unit
-  std::vector<char>& grown;  // by items: whether `owed` holds
+  std::vector<char>& grown;  // by items: whether `owed` has the share
 
   // Rows side by side, for the memory's sake: it is their lots that tell them apart.
   void Sample(int64_t i, int64_t stride, int32_t* to) const {
     const int64_t first = i * stride;
     const __m128i bytes = _mm_loadu_si128((const __m128i*)(valid + first));
     const __m512i debts =
-        _mm512_add_epi32(_mm512_loadu_si512(before + first), _mm512_loadu_si512(share + first));
+        _mm512_add_epi32(_mm512_loadu_si512(owed + first), _mm512_loadu_si512(share + first));
     const __m512i ids = _mm512_add_epi32(Lanes(), _mm512_set1_epi32(first));
     const __m512i keys = _mm512_add_epi32(debts, Lots(words, bits)(ids));
     _mm512_storeu_si512(to, _mm512_mask_mov_epi32(_mm512_set1_epi32(kLowest),
                                                   _mm_test_epi8_mask(bytes, bytes), keys));
   }
   void Grow(int64_t first, int64_t last) const {
-    for (int64_t i = first; i < last; ++i) owed[i] = before[i] + share[i];
+    for (int64_t i = first; i < last; ++i) owed[i] += share[i];
   }
 };
 
@@ -108,17 +108,16 @@ Candidates Reaching(const Drawn& keys, int64_t first, int64_t last, int32_t leas
   return found;
 }
 
-// debt and taken may be those from before in the memory of those after; `bits` are those of a unit.
-ffi::Error Rotate(ffi::ThreadPool pool, Indices before, Indices share, Indices taken_before,
-                  Mask valid, Bits words, Scalar k, ffi::Result<Mask> mask,
-                  ffi::Result<Indices> debt, ffi::Result<Indices> taken, int64_t bits) {
-  const int64_t n = before.element_count();
+// debt and taken are those from before, in the memory of the results; `bits` are those of a unit.
+ffi::Error Rotate(ffi::ThreadPool pool, Indices, Indices share, Indices, Mask valid, Bits words,
+                  Scalar k, ffi::Result<Mask> mask, ffi::Result<Indices> debt,
+                  ffi::Result<Indices> taken, int64_t bits) {
+  const int64_t n = share.element_count();
   int32_t *owed = debt->typed_data(), *times = taken->typed_data();
   std::vector<char> grown(n / kRowsAnItem + 1);
-  const Drawn keys{before.typed_data(), share.typed_data(),     owed, valid.typed_data(),
-                   words.typed_data(),  static_cast<int>(bits), grown};
+  const Drawn keys{share.typed_data(),     owed, valid.typed_data(), words.typed_data(),
+                   static_cast<int>(bits), grown};
   const Search search(pool, keys, n, std::clamp<int64_t>(*k.typed_data(), 0, n), kSharedInStep);
-  if (times != taken_before.typed_data()) std::copy_n(taken_before.typed_data(), n, times);
   std::memset(mask->typed_data(), 0, n);
   search.ForTaken(pool, [&](int64_t, int32_t, int32_t row) {
     mask->typed_data()[row] = true;

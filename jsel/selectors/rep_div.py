@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jsel.kernels import gather, reduce, rotation, scatter, topk
+from jsel.kernels.conditional import changed_if
 from jsel.selectors.base import Columns, Picks, Plan, Pool, Selector
 from jsel.selectors.factors import empty_factors, fit_factors, look_up
 from jsel.selectors.finite import check_finite
@@ -186,7 +187,7 @@ def rep_div(
       exponents = state.shared["exponents"]
       return jnp.clip(exponent, jnp.min(exponents), jnp.max(exponents))
 
-    def entitle(level):
+    def entitle():
       weight = _weights(
         state.rows["factor_index"],
         state.rows["factor_share"],
@@ -201,12 +202,8 @@ def rep_div(
 
     # With losses the weights are new in every plan.
     changed = jnp.bool_(True) if loss_aware else level != state.shared["level"]
-    # A loop of one turn at most: a branch would have XLA on CPU run the rest of a training step on
-    # other threads, which costs it 8 % of a small one.
-    once = lambda loop: (jnp.bool_(False), entitle(level))
-    _, share = jax.lax.while_loop(lambda loop: loop[0], once, (changed, state.rows["entitlement"]))
-    exponent = exponent_of(level)
-    return share, level, exponent
+    share = changed_if(changed, lambda _: entitle(), state.rows["entitlement"])
+    return share, level, exponent_of(level)
 
   def importance(share: jax.Array) -> jax.Array:
     chance = jnp.maximum(share.astype(jnp.float32) / ONE, 1 / ONE)
@@ -215,17 +212,12 @@ def rep_div(
   def select(key, state, pool, step):
     share, level, exponent = entitlements(state, pool, step)
     debt, planned = state.rows["debt"], state.rows["planned"]
-    taken = rotation.turn(key, debt, share, planned, rows, valid=pool.valid, axis_name=axis_name)
-    columns = {
-      **state.rows,
-      "planned": taken.taken,
-      "debt": taken.debt,
-      "entitlement": share,
-    }
+    turn = rotation.turn(key, debt, share, planned, rows, valid=pool.valid, axis_name=axis_name)
+    columns = {**state.rows, "planned": turn.taken, "debt": turn.debt, "entitlement": share}
     state = Columns(columns, {**state.shared, "level": level})
     return (
       state,
-      Plan(taken.mask, importance(share) if importance_weights else None),
+      Plan(turn.mask, importance(share) if importance_weights else None),
       {"exponent": exponent},
     )
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jsel.kernels import nth, permutation
+from jsel.kernels.conditional import changed_if
 from jsel.kernels.rows import AxisName
 from jsel.selectors import Batch, Columns, Plan, Pool, Selector
 from jsel.sharding import replicated, row_axes, rows_sharding
@@ -79,14 +80,11 @@ def take_rows(
   rows = jnp.maximum(active.count, 1)
   several = (active.count != carried.index.shape[0]) | (carried.count > 0)
 
-  # A loop of one turn at most: a branch would have XLA on CPU run the rest of a training step on
-  # other threads.
-  def once(loop):
+  def shuffled(place: jax.Array) -> jax.Array:
     shuffle = jax.random.fold_in(jax.random.fold_in(key, active.start), 0)
-    return jnp.bool_(False), permutation.permute(shuffle, loop[1], rows)
+    return permutation.permute(shuffle, place, rows)
 
-  start = several, position - carried.count
-  _, place = jax.lax.while_loop(lambda loop: loop[0], once, start)
+  place = changed_if(several, shuffled, position - carried.count)
   found = nth.select(active.tiles, place, values=active.weight, axis_name=axis_name)
   weight = jnp.ones(position.shape, jnp.float32) if found.values is None else found.values
   from_carried = position < carried.count
